@@ -1,0 +1,1 @@
+//! The process: mounts, peers, sequencer and command line.

@@ -1,0 +1,3 @@
+//! The `mictlan` program; called as `mount.mictlan` it mounts.
+
+fn main() {}

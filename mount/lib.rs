@@ -1,0 +1,1 @@
+//! The kernel's side of mictlan: FUSE requests become calls of the `Vfs` trait.

@@ -1,0 +1,10 @@
+//! The rules of mictlan, pure: bytes, events and time in; values and effects out.
+//!
+//! Owns: formats, the namespace, certification, placement, the ledger, the sequencer's state.
+//! Never: touches tokio, sockets, files, FUSE, a clock or a random generator; `daemon` does.
+//!
+//! A module uses only what stands before it in this list; the `tidy` test keeps that.
+
+pub mod id;
+pub mod hash;
+pub mod codec;
