@@ -219,7 +219,8 @@ impl TryFrom<String> for Label {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("{text:?} is not a name [a-z0-9][a-z0-9._-]{{0,62}}"))
+        Self::parse(&text)
+            .ok_or_else(|| format!("{text:?} is not a name [a-z0-9][a-z0-9._-]{{0,62}}"))
     }
 }
 

@@ -5,6 +5,6 @@
 //!
 //! A module uses only what stands before it in this list; the `tidy` test keeps that.
 
-pub mod id;
-pub mod hash;
 pub mod codec;
+pub mod hash;
+pub mod id;
