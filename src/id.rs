@@ -51,6 +51,10 @@ bytes32! {
     NetworkId
 }
 bytes32! {
+    /// A SHA-256 hash of the ledger: of a record, of a leaf or inner node of its tree, of its root.
+    LedgerHash
+}
+bytes32! {
     /// The Ed25519 public key of a principal (a person, a device or a peer).
     PrincipalId
 }

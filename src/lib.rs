@@ -8,3 +8,4 @@
 pub mod codec;
 pub mod hash;
 pub mod id;
+pub mod ledger;
