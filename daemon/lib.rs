@@ -1,1 +1,2 @@
 //! The process: mounts, peers, sequencer and command line.
+pub mod store;
