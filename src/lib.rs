@@ -9,3 +9,4 @@ pub mod codec;
 pub mod hash;
 pub mod id;
 pub mod ledger;
+pub mod wire;

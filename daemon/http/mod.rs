@@ -1,0 +1,6 @@
+//! `/api/v4` between machines (TLS 1.3, both keys pinned) and on one machine (a Unix socket).
+//!
+//! Owns: sockets, connections, and how a message becomes a request and a reply.
+//! Never: decides what a caller may do (`peer`), and never speaks plain HTTP on TCP.
+
+pub mod client;
