@@ -6,8 +6,12 @@
 //! the signature, or a function that makes one.
 //! Invariant: nothing here is read from a second place; every view is computed from the records.
 
+pub mod checkpoint;
 pub mod merkle;
+pub mod proof;
 pub mod record;
+pub mod roster;
+pub mod tile;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 
