@@ -6,7 +6,10 @@
 //! A module uses only what stands before it in this list; the `tidy` test keeps that.
 
 pub mod codec;
+pub mod file;
 pub mod hash;
 pub mod id;
 pub mod ledger;
+pub mod meta;
+pub mod seal;
 pub mod wire;

@@ -1,0 +1,21 @@
+//! Metadata: a volume as one ordered map, kept as a log of commits and a tree.
+//!
+//! Owns: keys and values, write sets and the facts they rest on, the tree of a snapshot, the view
+//! that lays later commits and local operations over it, and the namespace's rules.
+//! Never: fetches or seals; what is not in memory is named ([`tree::Missing`]) and asked for again.
+
+pub mod error;
+pub mod inode;
+pub mod key;
+pub mod tag;
+pub mod tree;
+pub mod value;
+pub mod write;
+
+pub use error::{FsError, ReadError};
+pub use inode::{FileKind, Inode, InodeMerge, ModeChange, SizeChange, Stamp};
+pub use key::{Key, KeyBytes, Span};
+pub use tag::{Fact, Facts, Tag, TagList};
+pub use tree::{Missing, NodeRef, Read};
+pub use value::Value;
+pub use write::{Change, Merge, WriteSet};
