@@ -9,8 +9,8 @@ use crate::peer::{Caller, Peer, RaftCall};
 use bytes::Bytes;
 use mictlan::id::{ChunkId, Position, PrincipalId};
 use mictlan::wire::{
-    Answer, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join, Joined, Kind,
-    OpenSession, Outcome, Page, Query, Receipt, SessionOpened, Status, Submission,
+    Answer, Append, Barrier, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join,
+    Joined, Kind, OpenSession, Outcome, Page, Query, Receipt, SessionOpened, Status,
 };
 use std::future::Future;
 use std::ops::Range;
@@ -136,8 +136,10 @@ impl Link {
         call!(self, CHUNKS_DEADLINE, true, get_range(chunk, range))
     }
 
-    pub async fn append(&self, submission: Submission) -> Answered<Outcome> {
-        call!(self, CHUNKS_DEADLINE, false, append(submission))
+    /// A `Submission` alone, or with the lease units that it passes.
+    pub async fn append(&self, append: impl Into<Append>) -> Answered<Outcome> {
+        let append = append.into();
+        call!(self, CHUNKS_DEADLINE, false, append(append))
     }
 
     pub async fn open_session(&self, open: OpenSession) -> Answered<SessionOpened> {
@@ -162,8 +164,8 @@ impl Link {
         call!(self, CALL_DEADLINE, true, head())
     }
 
-    pub async fn read_position(&self) -> Answered<Position> {
-        call!(self, CALL_DEADLINE, true, read_position())
+    pub async fn read_position(&self, barrier: Barrier) -> Answered<Position> {
+        call!(self, CHUNKS_DEADLINE, true, read_position(barrier))
     }
 
     /// `None`: no such file. `path` is below `/ledger`, without a slash before it.

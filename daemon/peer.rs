@@ -5,12 +5,15 @@
 //! Invariant: HTTP, the Unix socket and the embedded mount all come through these methods, so
 //! none of them can do what another may not.
 
+use crate::store::{self, Checked, Store, WriteError};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use mictlan::id::{ChunkId, NetworkId, PeerId, Position, PrincipalId, TimeMs};
+use mictlan::seal;
 use mictlan::wire::{
-    Answer, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join, Joined,
-    OpenSession, Outcome, Page, Query, Receipt, Service, SessionOpened, Status, Submission,
+    Answer, Append, Barrier, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join,
+    Joined, OpenSession, Outcome, Page, Query, Receipt, Service, SessionOpened, Status,
+    StoreStatus, Welcome,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -67,7 +70,7 @@ pub trait Sequencing: Send + Sync {
     fn head(&self) -> Head;
     /// The size of the newest checkpoint with a quorum of cosignatures.
     fn published(&self) -> Option<Position>;
-    fn append(&self, submission: Submission) -> BoxFuture<'_, Result<Outcome, Failure>>;
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Outcome, Failure>>;
     fn open_session(
         &self,
         principal: PrincipalId,
@@ -89,7 +92,7 @@ pub trait Sequencing: Send + Sync {
         follow: Follow,
     ) -> BoxFuture<'_, Result<Page, Failure>>;
     /// Confirmed with a majority: everything acknowledged before the call lies before it.
-    fn read_position(&self) -> BoxFuture<'_, Result<Position, Failure>>;
+    fn read_position(&self, barrier: Barrier) -> BoxFuture<'_, Result<Position, Failure>>;
     /// A file of the static tree by its path below `/ledger`: `checkpoint`, `tile/…`, `tags/…`.
     fn ledger_file(
         &self,
@@ -97,6 +100,8 @@ pub trait Sequencing: Send + Sync {
         range: Option<Range<u64>>,
     ) -> BoxFuture<'_, Result<Option<Bytes>, Failure>>;
     fn answer(&self, principal: PrincipalId, query: Query) -> Result<Answer, Failure>;
+    /// Record 0's line.
+    fn genesis(&self) -> Vec<u8>;
     fn join(&self, newcomer: PrincipalId, join: Join) -> BoxFuture<'_, Result<Joined, Failure>>;
     fn raft(&self, call: RaftCall, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>>;
     fn cosign(&self, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>>;
@@ -105,6 +110,7 @@ pub trait Sequencing: Send + Sync {
 pub struct Peer {
     pub network: NetworkId,
     pub principal: PrincipalId,
+    store: Option<Arc<Store>>,
     sequencing: Option<Arc<dyn Sequencing>>,
 }
 
@@ -112,9 +118,10 @@ impl Peer {
     pub fn new(
         network: NetworkId,
         principal: PrincipalId,
+        store: Option<Arc<Store>>,
         sequencing: Option<Arc<dyn Sequencing>>,
     ) -> Self {
-        Self { network, principal, sequencing }
+        Self { network, principal, store, sequencing }
     }
 
     /// Whether a key is anyone here; all others learn nothing but that.
@@ -122,39 +129,63 @@ impl Peer {
         self.standing(principal).known
     }
 
-    pub async fn put(&self, caller: Caller, _chunks: Vec<Bytes>) -> Result<Vec<Receipt>, Failure> {
-        self.allow(caller, |who| who.writes || who.peer.is_some())?;
-        Err(Failure::NotHere(Service::Chunks))
+    /// Asked before a body is read, so that who may not put cannot make us hold one.
+    pub fn may_put(&self, caller: Caller) -> Result<(), Failure> {
+        self.allow(caller, |who| who.writes || who.peer.is_some())
+    }
+
+    /// Hashes the chunks and stores them; the receipts name what they hashed to.
+    pub async fn put(&self, caller: Caller, chunks: Vec<Bytes>) -> Result<Vec<Receipt>, Failure> {
+        self.may_put(caller)?;
+        let name = move || chunks.into_iter().map(Checked::hashed).collect::<Result<Vec<_>, _>>();
+        // 16 MiB take 2 ms: too long for a thread that others' replies wait for.
+        let checked = tokio::task::spawn_blocking(name).await;
+        let checked = checked.map_err(|why| Failure::StoreFailed(why.to_string()))?;
+        self.put_checked(caller, checked.map_err(write_failure)?).await
+    }
+
+    pub async fn put_checked(
+        &self,
+        caller: Caller,
+        chunks: Vec<Checked>,
+    ) -> Result<Vec<Receipt>, Failure> {
+        self.may_put(caller)?;
+        let receipts = self.store()?.put(chunks).await.map_err(write_failure)?;
+        Ok(receipts.into_iter().map(receipt).collect())
     }
 
     /// The stamps are renewed: what is named here will not be collected for the retention.
     pub async fn have(
         &self,
         caller: Caller,
-        _chunks: Vec<ChunkId>,
+        chunks: Vec<ChunkId>,
     ) -> Result<Vec<Option<Receipt>>, Failure> {
-        self.allow(caller, |who| who.writes || who.peer.is_some())?;
-        Err(Failure::NotHere(Service::Chunks))
+        self.may_put(caller)?;
+        let receipts = self.store()?.have(chunks).await.map_err(write_failure)?;
+        Ok(receipts.into_iter().map(|found| found.map(receipt)).collect())
     }
 
-    pub async fn get(&self, caller: Caller, _chunk: ChunkId) -> Result<Option<Bytes>, Failure> {
+    pub async fn get(&self, caller: Caller, chunk: ChunkId) -> Result<Option<Bytes>, Failure> {
         self.allow(caller, |who| who.reads || who.peer.is_some())?;
-        Err(Failure::NotHere(Service::Chunks))
+        self.store()?.get(chunk).await.map_err(|why| Failure::StoreFailed(why.to_string()))
     }
 
     /// Bytes of the stored chunk with the path from them to its address (`seal::range`).
     pub async fn get_range(
         &self,
         caller: Caller,
-        _chunk: ChunkId,
-        _range: Range<u64>,
+        chunk: ChunkId,
+        range: Range<u64>,
     ) -> Result<Option<Bytes>, Failure> {
-        self.allow(caller, |who| who.reads || who.peer.is_some())?;
-        Err(Failure::NotHere(Service::Chunks))
+        let Some(bytes) = self.get(caller, chunk).await? else { return Ok(None) };
+        let prove = move || seal::prove(&bytes, range);
+        let proved = tokio::task::spawn_blocking(prove).await;
+        let proved = proved.map_err(|why| Failure::StoreFailed(why.to_string()))?;
+        proved.map(|reply| Some(reply.into())).map_err(|why| Failure::Malformed(why.to_string()))
     }
 
     /// The actor's signature is what counts, so any known key may hand a submission in.
-    pub async fn append(&self, caller: Caller, what: Submission) -> Result<Outcome, Failure> {
+    pub async fn append(&self, caller: Caller, what: Append) -> Result<Outcome, Failure> {
         self.allow(caller, |who| who.known)?;
         self.ledger()?.append(what).await
     }
@@ -192,9 +223,13 @@ impl Peer {
         Ok(self.ledger()?.head())
     }
 
-    pub async fn read_position(&self, caller: Caller) -> Result<Position, Failure> {
+    pub async fn read_position(
+        &self,
+        caller: Caller,
+        barrier: Barrier,
+    ) -> Result<Position, Failure> {
         self.allow(caller, |who| who.known)?;
-        self.ledger()?.read_position().await
+        self.ledger()?.read_position(barrier).await
     }
 
     pub async fn ledger_file(
@@ -223,14 +258,24 @@ impl Peer {
             leader: ledger.and_then(Sequencing::leader),
             head: ledger.map(Sequencing::head),
             published: ledger.and_then(Sequencing::published),
-            store: None,
+            store: self.store.as_deref().map(store_status),
             now: now(),
         })
     }
 
-    /// The one call that an unknown key may make.
+    /// With `join` all that an unknown key is answered.
+    pub async fn welcome(&self) -> Result<Welcome, Failure> {
+        Ok(Welcome { genesis: self.ledger()?.genesis(), peer: self.principal })
+    }
+
+    /// Its submission is signed by an invite's key; the state knows whether that is still good.
     pub async fn join(&self, caller: Caller, join: Join) -> Result<Joined, Failure> {
         self.ledger()?.join(caller.principal, join).await
+    }
+
+    /// Voters talk to voters; a storage peer that becomes one is named by a record first.
+    pub fn may_vote(&self, caller: Caller) -> Result<(), Failure> {
+        self.allow(caller, |who| who.peer.is_some())
     }
 
     pub async fn raft(
@@ -239,12 +284,12 @@ impl Peer {
         call: RaftCall,
         body: Bytes,
     ) -> Result<Bytes, Failure> {
-        self.allow(caller, |who| who.peer.is_some())?;
+        self.may_vote(caller)?;
         self.ledger()?.raft(call, body).await
     }
 
     pub async fn cosign(&self, caller: Caller, body: Bytes) -> Result<Bytes, Failure> {
-        self.allow(caller, |who| who.peer.is_some())?;
+        self.may_vote(caller)?;
         self.ledger()?.cosign(body).await
     }
 
@@ -264,6 +309,10 @@ impl Peer {
         }
     }
 
+    fn store(&self) -> Result<&Store, Failure> {
+        self.store.as_deref().ok_or(Failure::NotHere(Service::Chunks))
+    }
+
     fn ledger(&self) -> Result<&dyn Sequencing, Failure> {
         self.sequencing.as_deref().ok_or(Failure::NotHere(Service::Ledger))
     }
@@ -273,4 +322,31 @@ impl Peer {
 fn now() -> TimeMs {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     TimeMs(since.as_millis() as u64)
+}
+
+fn receipt(stored: store::Receipt) -> Receipt {
+    Receipt { chunk: stored.chunk, stamp: stored.stamp }
+}
+
+pub fn write_failure(why: WriteError) -> Failure {
+    match why {
+        WriteError::WrongAddress { chunk, .. } => Failure::WrongAddress(chunk),
+        WriteError::TooLarge { .. } | WriteError::TooMany { .. } => {
+            Failure::Malformed(why.to_string())
+        }
+        WriteError::Full { .. } => Failure::StoreFull,
+        WriteError::OutOfService { .. } | WriteError::Closed => {
+            Failure::StoreFailed(why.to_string())
+        }
+    }
+}
+
+fn store_status(store: &Store) -> StoreStatus {
+    let stat = store.stat();
+    StoreStatus {
+        capacity_bytes: stat.space,
+        used_bytes: stat.used,
+        chunks: stat.chunks,
+        out_of_service: stat.out_of_service.map(|why| why.to_string()),
+    }
 }

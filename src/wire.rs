@@ -164,6 +164,8 @@ impl Failure {
 /// A peer's word that it holds a chunk durably, and when it last said so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Receipt {
+    /// Hashed by the peer from the bytes that came.
+    pub chunk: ChunkId,
     pub stamp: TimeMs,
 }
 
@@ -230,6 +232,29 @@ pub struct CloseSession {
     pub volume: VolumeId,
     pub session: SessionId,
     pub req: [u8; 16],
+}
+
+/// A submission, and the lease units that it touches without holding a lease on them: the leader
+/// recalls others' leases first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Append {
+    pub submission: Submission,
+    pub pass: Vec<LeaseUnit>,
+}
+
+impl From<Submission> for Append {
+    fn from(submission: Submission) -> Self {
+        Self { submission, pass: Vec::new() }
+    }
+}
+
+/// Asks for a position before which everything lies that was acknowledged before the call.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Whose writes under a lease need not come first.
+    pub session: Option<SessionId>,
+    /// What other sessions hold back under write leases on these comes first.
+    pub pass: Vec<LeaseUnit>,
 }
 
 /// A session's sign of life, and what rides on it.
@@ -384,10 +409,17 @@ pub enum Answer {
     Wraps(Vec<WrapInfo>),
 }
 
-/// Redeems an invite: sent by a key that the network does not know yet.
-///
-/// The invite's secret stays with the newcomer: the submission is signed by the key that the
-/// secret derives, whose public half the owner's record named.
+/// What a peer tells a key that it does not know: just what an invite is checked against.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Record 0: the hash of its `p` must be the network that the invite names.
+    pub genesis: Vec<u8>,
+    /// The answering peer's key, which the newcomer compares with the handshake's.
+    pub peer: PrincipalId,
+}
+
+/// Redeems an invite: the newcomer's `id.principal`, signed by the key that the invite's secret
+/// derives. The secret itself never leaves the newcomer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Join {
     pub submission: Submission,
@@ -395,11 +427,11 @@ pub struct Join {
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Joined {
-    /// Record 0: its hash must be the network that the invite names.
-    pub genesis: Vec<u8>,
     /// Where the newcomer's record stands.
     pub position: Position,
     pub peers: Vec<PeerInfo>,
+    /// Secrets wrapped to the invite's own agreement key, which the newcomer can open.
+    pub wraps: Vec<WrapInfo>,
 }
 
 /// What one peer says about itself.

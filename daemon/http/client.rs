@@ -4,22 +4,24 @@
 //! Never: trusts a length: each reply has a limit, and a body that exceeds it is dropped.
 //! Invariant: a chunk that is sent is not copied; one that arrives is copied once.
 
+use crate::http::unix::{Challenge, Prover, Token};
 use crate::link::{LinkError, Trouble};
 use crate::peer::RaftCall;
 use bytes::{Bytes, BytesMut};
 use mictlan::id::{ChunkId, Position, PrincipalId};
 use mictlan::wire::chunks::{self, CHUNK_BYTES_MAX};
 use mictlan::wire::{
-    self, Answer, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join, Joined,
-    MESSAGE_BYTES_MAX, OpenSession, Outcome, PAGE_BYTES_MAX, Page, Query, Receipt, SessionOpened,
-    Status, Submission,
+    self, Answer, Append, Barrier, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply,
+    Join, Joined, MESSAGE_BYTES_MAX, OpenSession, Outcome, PAGE_BYTES_MAX, Page, Query, Receipt,
+    SessionOpened, Status, Welcome,
 };
-use reqwest::header::{CONTENT_LENGTH, RANGE};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::error::Error;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A Raft message may carry a snapshot's piece or a group of entries.
@@ -34,6 +36,8 @@ pub struct Client {
     /// `https://KEY.mictlan/api/v4/`: the host name is the key that the handshake must prove.
     base: String,
     peer: PrincipalId,
+    /// On a Unix socket, where no handshake proves who asks.
+    prover: Option<Arc<Prover>>,
 }
 
 /// How a call is made, beside its path and body.
@@ -49,7 +53,16 @@ type Answered<T> = Result<T, LinkError>;
 
 impl Client {
     pub fn new(pool: reqwest::Client, base: String, peer: PrincipalId) -> Self {
-        Self { pool, base, peer }
+        Self { pool, base, peer, prover: None }
+    }
+
+    pub fn proving(self, prover: Prover) -> Self {
+        Self { prover: Some(Arc::new(prover)), ..self }
+    }
+
+    /// The same connections, once the peer's whole key is known.
+    pub fn of(self, peer: PrincipalId) -> Self {
+        Self { peer, ..self }
     }
 
     pub fn peer(&self) -> PrincipalId {
@@ -88,7 +101,7 @@ impl Client {
         self.found(self.request(Method::GET, &path), terms).await
     }
 
-    pub async fn append(&self, deadline: Duration, what: Submission) -> Answered<Outcome> {
+    pub async fn append(&self, deadline: Duration, what: Append) -> Answered<Outcome> {
         self.post("append", deadline, false, &what).await
     }
 
@@ -122,8 +135,8 @@ impl Client {
         self.message(self.request(Method::GET, "head"), terms(deadline, true)).await
     }
 
-    pub async fn read_position(&self, deadline: Duration) -> Answered<Position> {
-        self.message(self.request(Method::GET, "read-position"), terms(deadline, true)).await
+    pub async fn read_position(&self, deadline: Duration, barrier: Barrier) -> Answered<Position> {
+        self.post("read-position", deadline, true, &barrier).await
     }
 
     pub async fn ledger_file(
@@ -148,6 +161,11 @@ impl Client {
 
     pub async fn status(&self, deadline: Duration) -> Answered<Status> {
         self.message(self.request(Method::GET, "status"), terms(deadline, true)).await
+    }
+
+    /// Before anything of an invite is sent: which network this peer belongs to.
+    pub async fn welcome(&self, deadline: Duration) -> Answered<Welcome> {
+        self.message(self.request(Method::GET, "join"), terms(deadline, true)).await
     }
 
     pub async fn join(&self, deadline: Duration, join: Join) -> Answered<Joined> {
@@ -201,8 +219,10 @@ impl Client {
     /// Sends and reads; 204 is "there is none".
     async fn found(&self, request: RequestBuilder, terms: Terms) -> Answered<Option<Bytes>> {
         let lost = |why| LinkError::on_the_way(self.peer, why, terms.repeatable);
-        let sent = request.timeout(terms.deadline).send().await;
-        let reply = sent.map_err(|why| lost(trouble(why, terms.deadline)))?;
+        let reply = match &self.prover {
+            None => self.send(request, terms).await?,
+            Some(prover) => self.send_proven(prover, request, terms).await?,
+        };
         match reply.status() {
             StatusCode::NO_CONTENT => Ok(None),
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
@@ -222,6 +242,76 @@ impl Client {
             }
         }
     }
+}
+
+impl Client {
+    async fn send(&self, request: RequestBuilder, terms: Terms) -> Answered<Response> {
+        let sent = request.timeout(terms.deadline).send().await;
+        sent.map_err(|why| {
+            LinkError::on_the_way(self.peer, trouble(why, terms.deadline), terms.repeatable)
+        })
+    }
+
+    /// With the token of an earlier proof; once more with a new one when the peer has restarted.
+    async fn send_proven(
+        &self,
+        prover: &Prover,
+        request: RequestBuilder,
+        terms: Terms,
+    ) -> Answered<Response> {
+        let known = prover.token();
+        let token = match known {
+            Some(token) => token,
+            None => self.prove(prover, terms).await?,
+        };
+        // A body that streams cannot be sent twice; then the next call proves anew.
+        let again = request.try_clone();
+        let reply = self.send(request.header(AUTHORIZATION, bearer(token)), terms).await?;
+        if reply.status() != StatusCode::UNAUTHORIZED {
+            return Ok(reply);
+        }
+        prover.keep(None);
+        match again {
+            Some(again) if known.is_some() => {
+                let token = self.prove(prover, terms).await?;
+                self.send(again.header(AUTHORIZATION, bearer(token)), terms).await
+            }
+            _ => Ok(reply),
+        }
+    }
+
+    async fn prove(&self, prover: &Prover, terms: Terms) -> Answered<Token> {
+        let failed =
+            |why: String| LinkError::FailedHere { peer: self.peer, why: Trouble::NotReached(why) };
+        let hello = prover.hello().map_err(|why| failed(why.to_string()))?;
+        let challenge: Challenge = self.bare("hello", &hello, terms).await?;
+        let proof = prover.prove(hello, &challenge).map_err(|why| failed(why.to_string()))?;
+        let token: Token = self.bare("prove", &proof, terms).await?;
+        prover.keep(Some(token));
+        Ok(token)
+    }
+
+    /// A call that needs no token: the two that make one.
+    async fn bare<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        question: &Q,
+        terms: Terms,
+    ) -> Answered<A> {
+        let request = self.request(Method::POST, path).body(wire::encode(question));
+        let reply = self.send(request, Terms { repeatable: true, ..terms }).await?;
+        let failed = |why| LinkError::FailedHere { peer: self.peer, why };
+        if reply.status() != StatusCode::OK {
+            let why = format!("HTTP status {} to {path}", reply.status());
+            return Err(failed(Trouble::Rubbish(why)));
+        }
+        let body = collect(reply, MESSAGE_BYTES_MAX, terms.deadline).await.map_err(failed)?;
+        wire::decode(&body).map_err(|why| failed(Trouble::Rubbish(why.to_string())))
+    }
+}
+
+fn bearer(token: Token) -> String {
+    format!("Bearer {}", hex::encode(token.0))
 }
 
 fn terms(deadline: Duration, repeatable: bool) -> Terms {

@@ -3,4 +3,11 @@
 //! Owns: sockets, connections, and how a message becomes a request and a reply.
 //! Never: decides what a caller may do (`peer`), and never speaks plain HTTP on TCP.
 
+pub mod admission;
+mod bodies;
 pub mod client;
+mod routes;
+pub mod server;
+pub mod tls;
+pub mod transport;
+pub mod unix;

@@ -131,6 +131,15 @@ impl Checked {
         }
     }
 
+    /// Takes bytes that came without a name: the receipt says what they hash to.
+    pub fn hashed(bytes: Bytes) -> Result<Self, WriteError> {
+        let chunk = hash::address(&bytes);
+        match bytes.len() > CHUNK_BYTES_MAX {
+            true => Err(WriteError::TooLarge { chunk }),
+            false => Ok(Self { chunk, bytes }),
+        }
+    }
+
     pub fn chunk(&self) -> ChunkId {
         self.chunk
     }

@@ -6,8 +6,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-/// A stored chunk: 4 MiB of plaintext, 64 tags, and a header with its links.
-pub const CHUNK_BYTES_MAX: usize = 5 << 20;
+/// A stored chunk: 4 MiB of plaintext with its tags, and a header with its links.
+pub const CHUNK_BYTES_MAX: usize = 8 << 20;
 /// A batch is one unit of memory on the receiving side, so it is bounded by that, not by disk.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Small chunks have a cost each beside their bytes.
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn batches_keep_order_and_both_limits() {
-        let big = Bytes::from(vec![1; CHUNK_BYTES_MAX]);
+        let big = Bytes::from(vec![1; BATCH_BYTES_MAX / 3 - 100]);
         let cut = batches(vec![big.clone(); 4]);
         assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [3, 1]);
         let small = vec![Bytes::from_static(b"x"); BATCH_CHUNKS_MAX + 1];

@@ -1,0 +1,335 @@
+//! `/api/v4`: which request is which of a peer's calls.
+//!
+//! Owns: paths, sizes of bodies, and the status that stands for each failure.
+//! Never: answers an unknown key with anything but 403 and an empty body, except `join`: not even
+//! whether a path exists.
+//! Invariant: a body is held only after its sender may send it, and within the port's budget.
+
+use crate::http::admission::Limits;
+use crate::http::bodies;
+use crate::http::unix::{Door, Hello, Proof};
+use crate::peer::{Caller, Peer, RaftCall};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, extract};
+use bytes::Bytes;
+use mictlan::id::ChunkId;
+use mictlan::wire::{self, Failure, MESSAGE_BYTES_MAX};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::ops::Range;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+const JOIN: &str = "/api/v4/join";
+const HELLO: &str = "/api/v4/hello";
+const PROVE: &str = "/api/v4/prove";
+/// What an unknown key may send: an `id.principal` record.
+const JOIN_BYTES_MAX: usize = 32 << 10;
+
+/// What every request sees. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    pub peer: Arc<Peer>,
+    /// On the Unix socket: where proofs become tokens.
+    pub door: Option<Arc<Door>>,
+    pub limits: Limits,
+    /// KiB of bodies that may be held at a time.
+    pub inbound: Arc<Semaphore>,
+}
+
+impl App {
+    pub fn new(peer: Arc<Peer>, door: Option<Arc<Door>>, limits: Limits) -> Self {
+        let inbound = Arc::new(Semaphore::new(limits.inbound_bytes_max / 1024));
+        Self { peer, door, limits, inbound }
+    }
+}
+
+pub fn router(app: App) -> Router {
+    let calls = Router::new()
+        .route("/chunks/put", post(put_batch))
+        .route("/chunks/have", post(have))
+        .route("/chunks/{address}", get(chunk).put(put_one))
+        .route("/chunks/{address}/proof/{from}/{to}", get(proof))
+        .route("/append", post(append))
+        .route("/sessions/open", post(open_session))
+        .route("/sessions/close", post(close_session))
+        .route("/sessions/heartbeat", post(heartbeat))
+        .route("/follow", post(follow))
+        .route("/head", get(head))
+        .route("/read-position", post(read_position))
+        .route("/ledger/{*path}", get(ledger_file))
+        .route("/query", post(query))
+        .route("/status", get(status))
+        .route("/raft/{call}", post(raft))
+        .route("/cosign", post(cosign))
+        .route("/hello", post(hello))
+        .route("/prove", post(prove))
+        .route("/join", get(welcome).post(join))
+        .route("/{address}", get(chunk));
+    Router::new()
+        .nest("/api/v4", calls)
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(app.clone(), gate))
+        .with_state(app)
+}
+
+/// Nobody passes whose key is unknown; only then does a path mean anything.
+async fn gate(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if let Some(door) = &app.door {
+        if path == HELLO || path == PROVE {
+            return next.run(request).await;
+        }
+        let Some(caller) = by_token(door, request.headers()) else {
+            return StatusCode::UNAUTHORIZED.into_response();
+        };
+        request.extensions_mut().insert(caller);
+    }
+    let known = request
+        .extensions()
+        .get::<Caller>()
+        .is_some_and(|caller| app.peer.knows(&caller.principal) || request.uri().path() == JOIN);
+    match known {
+        true => next.run(request).await,
+        false => StatusCode::FORBIDDEN.into_response(),
+    }
+}
+
+fn by_token(door: &Door, headers: &HeaderMap) -> Option<Caller> {
+    let text = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
+    let mut token = [0; 32];
+    hex::decode_to_slice(text, &mut token).ok()?;
+    let principal = door.principal_of(&token)?;
+    Some(Caller { principal, local: true })
+}
+
+/// A failure on its way out.
+pub struct Refusal(pub Failure);
+
+impl From<Failure> for Refusal {
+    fn from(why: Failure) -> Self {
+        Self(why)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match &self.0 {
+            Failure::NotAllowed => return StatusCode::FORBIDDEN.into_response(),
+            Failure::Malformed(_) | Failure::WrongAddress(_) => StatusCode::BAD_REQUEST,
+            Failure::Refused(_) | Failure::InviteRefused(_) => StatusCode::CONFLICT,
+            Failure::NotLeader { .. } => StatusCode::MISDIRECTED_REQUEST,
+            Failure::NotHere(_) => StatusCode::NOT_IMPLEMENTED,
+            Failure::StoreFull => StatusCode::INSUFFICIENT_STORAGE,
+            Failure::StoreFailed(_) | Failure::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::DeadlinePassed => StatusCode::GATEWAY_TIMEOUT,
+            Failure::OutcomeUnknown(_) => StatusCode::BAD_GATEWAY,
+        };
+        (status, wire::encode(&self.0)).into_response()
+    }
+}
+
+type Reply = Result<Response, Refusal>;
+type Who = Extension<Caller>;
+
+fn message<T: Serialize>(reply: T) -> Reply {
+    Ok(wire::encode(&reply).into_response())
+}
+
+fn found(bytes: Option<Bytes>) -> Reply {
+    Ok(match bytes {
+        Some(bytes) => bytes.into_response(),
+        None => StatusCode::NO_CONTENT.into_response(),
+    })
+}
+
+fn malformed(why: impl ToString) -> Refusal {
+    Refusal(Failure::Malformed(why.to_string()))
+}
+
+async fn read<T: DeserializeOwned>(app: &App, body: Body, max: usize) -> Result<T, Refusal> {
+    let bytes = bodies::whole(app, body, max).await?;
+    wire::decode(&bytes).map_err(malformed)
+}
+
+fn address(text: &str) -> Result<ChunkId, Refusal> {
+    ChunkId::from_hex(text).ok_or_else(|| malformed("not a chunk's address"))
+}
+
+async fn put_batch(
+    State(app): State<App>,
+    Extension(caller): Who,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply {
+    app.peer.may_put(caller)?;
+    let (chunks, _held) = bodies::batch(&app, length(&headers)?, body).await?;
+    message(app.peer.put(caller, chunks).await?)
+}
+
+async fn put_one(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Path(text): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply {
+    app.peer.may_put(caller)?;
+    let chunk = address(&text)?;
+    let (checked, _held) = bodies::chunk(&app, chunk, length(&headers)?, body).await?;
+    message(app.peer.put_checked(caller, vec![checked]).await?)
+}
+
+async fn have(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let chunks = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.have(caller, chunks).await?)
+}
+
+/// The whole stored chunk, or with `Range` a part of its bytes: what `curl` and `b3sum` want.
+async fn chunk(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Path(text): Path<String>,
+    headers: HeaderMap,
+) -> Reply {
+    let bytes = app.peer.get(caller, address(&text)?).await?;
+    part(bytes, range(&headers)?)
+}
+
+async fn proof(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Path((text, from, to)): Path<(String, u64, u64)>,
+) -> Reply {
+    found(app.peer.get_range(caller, address(&text)?, from..to).await?)
+}
+
+async fn append(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let append = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.append(caller, append).await?)
+}
+
+async fn open_session(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let open = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.open_session(caller, open).await?)
+}
+
+async fn close_session(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let close = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.close_session(caller, close).await?)
+}
+
+async fn heartbeat(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let heartbeat = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.heartbeat(caller, heartbeat).await?)
+}
+
+async fn follow(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let follow = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.follow(caller, follow).await?)
+}
+
+async fn head(State(app): State<App>, Extension(caller): Who) -> Reply {
+    message(app.peer.head(caller).await?)
+}
+
+async fn read_position(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let barrier = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.read_position(caller, barrier).await?)
+}
+
+async fn ledger_file(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+) -> Reply {
+    found(app.peer.ledger_file(caller, path, range(&headers)?).await?)
+}
+
+async fn query(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let query = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    message(app.peer.query(caller, query).await?)
+}
+
+async fn status(State(app): State<App>, Extension(caller): Who) -> Reply {
+    message(app.peer.status(caller).await?)
+}
+
+async fn raft(
+    State(app): State<App>,
+    Extension(caller): Who,
+    extract::Path(call): Path<String>,
+    body: Body,
+) -> Reply {
+    let calls = [RaftCall::Vote, RaftCall::Append, RaftCall::Snapshot];
+    let call = calls.into_iter().find(|known| known.path() == call);
+    let call = call.ok_or_else(|| malformed("no such message between voters"))?;
+    app.peer.may_vote(caller)?;
+    let body = bodies::whole(&app, body, crate::http::client::RAFT_BYTES_MAX).await?;
+    found(Some(app.peer.raft(caller, call, body).await?))
+}
+
+async fn cosign(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    app.peer.may_vote(caller)?;
+    let body = bodies::whole(&app, body, MESSAGE_BYTES_MAX).await?;
+    found(Some(app.peer.cosign(caller, body).await?))
+}
+
+async fn welcome(State(app): State<App>) -> Reply {
+    message(app.peer.welcome().await?)
+}
+
+async fn join(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
+    let join = read(&app, body, JOIN_BYTES_MAX).await?;
+    message(app.peer.join(caller, join).await?)
+}
+
+async fn hello(State(app): State<App>, body: Body) -> Reply {
+    let door = app.door.clone().ok_or(Failure::NotAllowed)?;
+    let hello: Hello = read(&app, body, JOIN_BYTES_MAX).await?;
+    message(door.challenge(hello).map_err(|why| Failure::Busy(why.to_string()))?)
+}
+
+async fn prove(State(app): State<App>, body: Body) -> Reply {
+    let door = app.door.clone().ok_or(Failure::NotAllowed)?;
+    let proof: Proof = read(&app, body, JOIN_BYTES_MAX).await?;
+    let token = door.admit(&proof).map_err(|why| Failure::Busy(why.to_string()))?;
+    message(token.ok_or(Failure::NotAllowed)?)
+}
+
+fn length(headers: &HeaderMap) -> Result<usize, Refusal> {
+    let text = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let length = text.and_then(|text| text.parse().ok());
+    length.ok_or_else(|| malformed("a body of chunks needs a Content-Length"))
+}
+
+/// `bytes=A-B` alone: one range, with both ends.
+fn range(headers: &HeaderMap) -> Result<Option<Range<u64>>, Refusal> {
+    let Some(value) = headers.get(RANGE) else { return Ok(None) };
+    let parse = || {
+        let (from, last) = value.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
+        let (from, last): (u64, u64) = (from.parse().ok()?, last.parse().ok()?);
+        (from <= last && last < u64::MAX).then(|| from..last + 1)
+    };
+    parse().map(Some).ok_or_else(|| malformed("a Range must be bytes=FIRST-LAST"))
+}
+
+fn part(bytes: Option<Bytes>, range: Option<Range<u64>>) -> Reply {
+    let (Some(whole), Some(range)) = (&bytes, range) else { return found(bytes) };
+    let len = whole.len() as u64;
+    if range.start >= len {
+        return Ok(StatusCode::RANGE_NOT_SATISFIABLE.into_response());
+    }
+    let end = range.end.min(len);
+    let shown = format!("bytes {}-{}/{len}", range.start, end - 1);
+    let slice = whole.slice(range.start as usize..end as usize);
+    Ok((StatusCode::PARTIAL_CONTENT, [(CONTENT_RANGE, shown)], slice).into_response())
+}
