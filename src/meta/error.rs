@@ -3,7 +3,7 @@
 //! Owns: the meanings. `mount/errno` has the one table that turns them into numbers.
 //! Invariant: `Missing` is no failure: the caller fetches the node and asks again.
 
-use crate::meta::tree::{Missing, NodeRef};
+use crate::meta::tree::{NodeError, NodeRef};
 use serde::{Deserialize, Serialize};
 
 /// Why an operation on the namespace was refused; the same for every caller.
@@ -89,10 +89,16 @@ pub enum ReadError {
     /// Fetch this node, insert it into the cache, call again.
     #[error("tree node {0:?} is not in memory")]
     Missing(NodeRef),
+    /// The snapshot is not well formed: an I/O error, and its builder is to be named.
+    #[error("tree node {0:?} contradicts the node that refers to it")]
+    Broken(NodeRef),
 }
 
-impl From<Missing> for ReadError {
-    fn from(Missing(node): Missing) -> Self {
-        Self::Missing(node)
+impl From<NodeError> for ReadError {
+    fn from(error: NodeError) -> Self {
+        match error {
+            NodeError::Missing(node) => Self::Missing(node),
+            NodeError::Broken(node) => Self::Broken(node),
+        }
     }
 }

@@ -2,20 +2,23 @@
 //!
 //! Owns: keys and values, write sets and the facts they rest on, the tree of a snapshot, the view
 //! that lays later commits and local operations over it, and the namespace's rules.
-//! Never: fetches or seals; what is not in memory is named ([`tree::Missing`]) and asked for again.
+//! Never: fetches or seals; what is not in memory is named ([`NodeError::Missing`]) and asked for again.
 
+pub mod cover;
 pub mod error;
 pub mod inode;
 pub mod key;
+pub mod payload;
 pub mod tag;
 pub mod tree;
 pub mod value;
 pub mod write;
 
+pub use cover::{Void, covered, judge};
 pub use error::{FsError, ReadError};
 pub use inode::{FileKind, Inode, InodeMerge, ModeChange, SizeChange, Stamp};
 pub use key::{Key, KeyBytes, Span};
 pub use tag::{Fact, Facts, Tag, TagList};
-pub use tree::{Missing, NodeRef, Read};
+pub use tree::{NodeError, NodeRef, Read};
 pub use value::Value;
 pub use write::{Change, Merge, WriteSet};

@@ -226,7 +226,7 @@ impl WriteSet {
         }
     }
 
-    fn change(&mut self, key: KeyBytes, change: Change) {
+    pub(crate) fn change(&mut self, key: KeyBytes, change: Change) {
         let covered = self.is_in_range(&key);
         let composed = match (self.changes.get_mut(&key), change) {
             (Some(Change::Merge(earlier)), Change::Merge(later)) => {

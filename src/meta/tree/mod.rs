@@ -12,26 +12,32 @@ pub struct NodeRef {
     pub address: ChunkId,
 }
 
-/// The node that a question needs and that is not in memory: fetch it, insert it, ask again.
+/// Why a question about the map has no answer now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("tree node {0:?} is not in memory")]
-pub struct Missing(pub NodeRef);
+pub enum NodeError {
+    /// Fetch it, insert it into the node cache, ask again.
+    #[error("tree node {0:?} is not in memory")]
+    Missing(NodeRef),
+    /// It is not what its parent says of it: whoever built the tree lied. Asking again is useless.
+    #[error("tree node {0:?} contradicts the node that refers to it")]
+    Broken(NodeRef),
+}
 
 /// Whatever can be asked for what is under a key.
 pub trait Read {
-    fn get(&self, key: &Key) -> Result<Option<Value>, Missing>;
+    fn get(&self, key: &Key) -> Result<Option<Value>, NodeError>;
 
     /// The first `limit` entries in `[from, to)` (see [`crate::meta::key::Span`]), in key order.
-    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>, Missing>;
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>, NodeError>;
 }
 
 /// The plainest map of all: what tests compare with.
 impl Read for std::collections::BTreeMap<Key, Value> {
-    fn get(&self, key: &Key) -> Result<Option<Value>, Missing> {
+    fn get(&self, key: &Key) -> Result<Option<Value>, NodeError> {
         Ok(std::collections::BTreeMap::get(self, key).cloned())
     }
 
-    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>, Missing> {
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>, NodeError> {
         let inside = |key: &Key| from <= key.encode().as_bytes() && key.encode().as_bytes() < to;
         let found = self.iter().filter(|(key, _)| inside(key)).take(limit);
         Ok(found.map(|(key, value)| (key.clone(), value.clone())).collect())
