@@ -16,6 +16,8 @@
 //!
 //! Not covered: a disk that acknowledges a flush and loses it.
 
+#![allow(clippy::disallowed_methods)] // this is the file that they are allowed in
+
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
