@@ -5,6 +5,7 @@
 //!
 //! A module uses only what stands before it in this list; the `tidy` test keeps that.
 
+pub mod cluster;
 pub mod codec;
 pub mod file;
 pub mod hash;

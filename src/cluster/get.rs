@@ -1,0 +1,223 @@
+//! One chunk on its way from a copy to the reader.
+//!
+//! Owns: whom to ask next, when to ask a second peer beside a slow one, when to give up.
+//! Never: sends, sleeps, reads a clock, or checks bytes; the driver checks before it says
+//! `Arrived`, and says `Lied` when the bytes are not the chunk.
+//! Invariants: a peer is asked again only after every peer was asked and a pause; a liar is never
+//! asked again and is reported once; exactly one of `Done` and `GaveUp` is said, last.
+
+use super::latency::Latencies;
+use crate::id::{PeerId, TimeMs};
+
+/// A second peer is asked when the first takes this many times as long as it usually does.
+const HEDGE_FACTOR: u64 = 3;
+/// Below this a hedge costs more than the wait; above, a reader notices.
+const HEDGE_MIN_MS: u64 = 20;
+const HEDGE_MAX_MS: u64 = 2_000;
+/// At most this many requests for one chunk are on their way at once.
+const AT_ONCE_MAX: usize = 3;
+/// The pause after a round in which nobody had it; doubles up to the longest.
+const FIRST_PAUSE_MS: u64 = 100;
+const LONGEST_PAUSE_MS: u64 = 5_000;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The chunk's bytes, checked against its address.
+    Arrived {
+        peer: PeerId,
+    },
+    Failed {
+        peer: PeerId,
+        why: Failure,
+    },
+    Tick,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("cannot be reached")]
+    Unreachable,
+    /// It has no copy and could fetch none.
+    #[error("does not have it")]
+    Missing,
+    /// Its own copy is damaged, and it said so.
+    #[error("has a damaged copy")]
+    Damaged,
+    /// It sent bytes that are not the chunk.
+    #[error("sent bytes that are not it")]
+    Lied,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    Ask(PeerId),
+    /// This peer sent wrong bytes: log it, tell the others, have its copy replaced.
+    Report {
+        liar: PeerId,
+    },
+    /// Take the bytes; requests still on their way may be dropped.
+    Done {
+        from: PeerId,
+    },
+    GaveUp {
+        failed: Vec<(PeerId, Failure)>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Not,
+    Waiting {
+        hedge_at: TimeMs,
+    },
+    /// Still waiting, and a second peer was asked beside it.
+    Hedged,
+    Failed(Failure),
+}
+
+#[derive(Debug)]
+pub struct GetChunk {
+    /// In the order in which they are asked, with how long each may take before a hedge.
+    peers: Vec<(PeerId, u64, Ask)>,
+    give_up_at: TimeMs,
+    /// Nobody is asked before: the pause between rounds.
+    resume_at: TimeMs,
+    pause_ms: u64,
+    over: bool,
+}
+
+impl GetChunk {
+    /// `holders` are the placed copies, `others` every other peer: any peer answers for any chunk,
+    /// one that lacks it fetches it. Each list is asked in the order of measured latency.
+    pub fn start(
+        holders: &[PeerId],
+        others: &[PeerId],
+        latencies: &Latencies,
+        now: TimeMs,
+        give_up_at: TimeMs,
+    ) -> (Self, Vec<Effect>) {
+        let mut order: Vec<PeerId> = latencies.fastest_first(holders, now);
+        for peer in latencies.fastest_first(others, now) {
+            if !order.contains(&peer) {
+                order.push(peer);
+            }
+        }
+        let hedge = |peer| {
+            let usual = latencies.usual_ms(peer);
+            (usual * HEDGE_FACTOR).clamp(HEDGE_MIN_MS, HEDGE_MAX_MS)
+        };
+        let peers = order.into_iter().map(|peer| (peer, hedge(peer), Ask::Not)).collect();
+        let (resume_at, pause_ms) = (now, FIRST_PAUSE_MS);
+        let mut get = Self { peers, give_up_at, resume_at, pause_ms, over: false };
+        let effects = get.go_on(now);
+        (get, effects)
+    }
+
+    pub fn on(&mut self, now: TimeMs, event: Event) -> Vec<Effect> {
+        if self.over {
+            return Vec::new();
+        }
+        let mut effects = Vec::new();
+        match event {
+            Event::Arrived { peer } => {
+                self.over = true;
+                return vec![Effect::Done { from: peer }];
+            }
+            Event::Failed { peer, why } => {
+                if let Some((_, _, ask)) = self.peers.iter_mut().find(|(p, ..)| *p == peer)
+                    && *ask != Ask::Failed(Failure::Lied)
+                {
+                    *ask = Ask::Failed(why);
+                    if why == Failure::Lied {
+                        effects.push(Effect::Report { liar: peer });
+                    }
+                }
+            }
+            Event::Tick => {}
+        }
+        effects.extend(self.go_on(now));
+        effects
+    }
+
+    /// When to call `on` with a `Tick`, if nothing else happens.
+    pub fn next_tick(&self) -> Option<TimeMs> {
+        if self.over {
+            return None;
+        }
+        let unasked = self.peers.iter().any(|(_, _, ask)| *ask == Ask::Not);
+        let hedge = self.peers.iter().filter_map(|(_, _, ask)| match ask {
+            Ask::Waiting { hedge_at } if unasked => Some(*hedge_at),
+            _ => None,
+        });
+        let resume = (self.waiting() == 0).then_some(self.resume_at);
+        hedge.chain(resume).chain([self.give_up_at]).min()
+    }
+
+    fn go_on(&mut self, now: TimeMs) -> Vec<Effect> {
+        if now >= self.give_up_at {
+            return vec![self.give_up()];
+        }
+        let mut hedges = 0;
+        for (_, _, ask) in &mut self.peers {
+            if matches!(ask, Ask::Waiting { hedge_at } if now >= *hedge_at) {
+                *ask = Ask::Hedged;
+                hedges += 1;
+            }
+        }
+        if self.waiting() == 0 && !self.peers.iter().any(|(_, _, ask)| *ask == Ask::Not) {
+            let again = self.peers.iter().any(|(_, _, ask)| may_change(*ask));
+            if !again {
+                return vec![self.give_up()];
+            }
+            self.next_round(now);
+        }
+        if now < self.resume_at {
+            return Vec::new();
+        }
+        let first = usize::from(self.waiting() == 0);
+        let room = AT_ONCE_MAX - self.waiting().min(AT_ONCE_MAX);
+        let mut effects = Vec::new();
+        for _ in 0..(first + hedges).min(room) {
+            effects.extend(self.ask_next(now));
+        }
+        effects
+    }
+
+    /// Everybody failed: after a pause those are asked again whose answer may be another then.
+    fn next_round(&mut self, now: TimeMs) {
+        for (_, _, ask) in &mut self.peers {
+            if may_change(*ask) {
+                *ask = Ask::Not;
+            }
+        }
+        self.resume_at = TimeMs(now.0 + self.pause_ms);
+        self.pause_ms = (self.pause_ms * 2).min(LONGEST_PAUSE_MS);
+    }
+
+    fn ask_next(&mut self, now: TimeMs) -> Option<Effect> {
+        let (peer, hedge_ms, ask) = self.peers.iter_mut().find(|(.., ask)| *ask == Ask::Not)?;
+        *ask = Ask::Waiting { hedge_at: TimeMs(now.0 + *hedge_ms) };
+        Some(Effect::Ask(*peer))
+    }
+
+    fn waiting(&self) -> usize {
+        let waits = |ask: &Ask| matches!(ask, Ask::Waiting { .. } | Ask::Hedged);
+        self.peers.iter().filter(|(_, _, ask)| waits(ask)).count()
+    }
+
+    fn give_up(&mut self) -> Effect {
+        self.over = true;
+        let failed = self.peers.iter().filter_map(|(peer, _, ask)| match ask {
+            Ask::Failed(why) => Some((*peer, *why)),
+            Ask::Waiting { .. } | Ask::Hedged => Some((*peer, Failure::Unreachable)),
+            Ask::Not => None,
+        });
+        Effect::GaveUp { failed: failed.collect() }
+    }
+}
+
+/// A peer that could not be reached may be back; one that looked and found nothing will find
+/// nothing a moment later, a damaged copy stays damaged, and a liar is not asked twice.
+fn may_change(ask: Ask) -> bool {
+    ask == Ask::Failed(Failure::Unreachable)
+}
