@@ -11,3 +11,6 @@ pub mod server;
 pub mod tls;
 pub mod transport;
 pub mod unix;
+
+#[cfg(test)]
+mod tests;

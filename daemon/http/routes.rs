@@ -14,7 +14,6 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use axum::http::{HeaderMap, StatusCode};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, extract};
@@ -26,6 +25,7 @@ use serde::de::DeserializeOwned;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
+use tower::ServiceExt;
 
 const JOIN: &str = "/api/v4/join";
 const HELLO: &str = "/api/v4/hello";
@@ -73,33 +73,32 @@ pub fn router(app: App) -> Router {
         .route("/prove", post(prove))
         .route("/join", get(welcome).post(join))
         .route("/{address}", get(chunk));
-    Router::new()
-        .nest("/api/v4", calls)
-        .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(app.clone(), gate))
-        .with_state(app)
+    Router::new().nest("/api/v4", calls).layer(DefaultBodyLimit::disable()).with_state(app)
+}
+
+/// Answers one request. The gate stands before the router, whose own replies would tell a
+/// stranger which paths exist and what they take (`Allow`).
+pub async fn answer(app: &App, router: Router, request: Request) -> Response {
+    match gate(app, request) {
+        Ok(request) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+        Err(status) => status.into_response(),
+    }
 }
 
 /// Nobody passes whose key is unknown; only then does a path mean anything.
-async fn gate(State(app): State<App>, mut request: Request, next: Next) -> Response {
+fn gate(app: &App, mut request: Request) -> Result<Request, StatusCode> {
     let path = request.uri().path();
     if let Some(door) = &app.door {
         if path == HELLO || path == PROVE {
-            return next.run(request).await;
+            return Ok(request);
         }
-        let Some(caller) = by_token(door, request.headers()) else {
-            return StatusCode::UNAUTHORIZED.into_response();
-        };
+        let caller = by_token(door, request.headers()).ok_or(StatusCode::UNAUTHORIZED)?;
         request.extensions_mut().insert(caller);
     }
-    let known = request
-        .extensions()
-        .get::<Caller>()
-        .is_some_and(|caller| app.peer.knows(&caller.principal) || request.uri().path() == JOIN);
-    match known {
-        true => next.run(request).await,
-        false => StatusCode::FORBIDDEN.into_response(),
-    }
+    let caller = request.extensions().get::<Caller>();
+    let passes = caller
+        .is_some_and(|caller| request.uri().path() == JOIN || app.peer.knows(&caller.principal));
+    if passes { Ok(request) } else { Err(StatusCode::FORBIDDEN) }
 }
 
 fn by_token(door: &Door, headers: &HeaderMap) -> Option<Caller> {

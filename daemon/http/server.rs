@@ -24,7 +24,6 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
-use tower::ServiceExt;
 use tracing::{debug, warn};
 
 /// After an accept that failed for want of file handles: long enough for others to end.
@@ -245,14 +244,14 @@ async fn serve(
     stop: &mut watch::Receiver<bool>,
 ) {
     let caller = principal.map(|principal| Caller { principal, local: false });
-    let router = routes::router(port.app.clone());
+    let (app, router) = (port.app.clone(), routes::router(port.app.clone()));
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|e| match e {})) }
+        let (app, router) = (app.clone(), router.clone());
+        async move { Ok::<_, Infallible>(routes::answer(&app, router, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,0 +1,142 @@
+//! What comes to an open port uninvited: it learns nothing and harms nobody.
+
+use super::*;
+use crate::link::{LinkError, Trouble};
+use mictlan::hash::address;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A member's call, which must go on working beside whatever a test does to the port.
+async fn a_member_is_served(host: &Host) {
+    assert_eq!(within(host.link_of(3).head()).await.expect("a member is served"), HEAD);
+}
+
+/// Everything that the other side sends until it closes or breaks the connection.
+async fn until_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
+    let mut out = Vec::new();
+    // A reset is an end like any other.
+    let _ = within(stream.read_to_end(&mut out)).await;
+    out
+}
+
+#[tokio::test]
+async fn a_server_with_another_key_gets_no_request() {
+    let host = Host::start(1).await;
+    let transport = Transport::new(principal(3)).expect("a transport");
+    let link = transport.link(principal(2).id(), &[host.address.to_string()]);
+    let put = within(link.put(vec![Bytes::from_static(b"for principal 2 alone")])).await;
+    let reached = matches!(&put, Err(LinkError::FailedHere { why: Trouble::NotReached(_), .. }));
+    assert!(reached, "{put:?}");
+    let member = host.link_of(3);
+    let there = member.get(address(b"for principal 2 alone"));
+    assert_eq!(within(there).await.expect("an answer"), None);
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_refused_alike_on_every_path() {
+    let host = Host::start(1).await;
+    let mut answers = Vec::new();
+    for path in ["head", "status", "chunks/00", "no/such/path", "raft/vote", "ledger/checkpoint"] {
+        let mut stream = host.shake_hands(9).await;
+        let request =
+            format!("GET /api/v4/{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("an open connection");
+        let answer = String::from_utf8(until_closed(&mut stream).await).expect("ASCII");
+        assert!(answer.starts_with("HTTP/1.1 403"), "{path}: {answer}");
+        let undated = answer.lines().filter(|line| !line.starts_with("date:"));
+        answers.push(undated.collect::<Vec<_>>().join("\n"));
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "the answers differ: {answers:?}");
+    let head = within(host.link_of(9).head()).await;
+    let refused = matches!(&head, Err(LinkError::Refused { why: Failure::NotAllowed, .. }));
+    assert!(refused, "{head:?}");
+}
+
+#[tokio::test]
+async fn plain_http_and_rubbish_get_no_answer_but_an_alert() {
+    let host = Host::start(1).await;
+    let big = vec![0xa5; 100_000];
+    for said in
+        [&b"GET /api/v4/head HTTP/1.1\r\nhost: x\r\n\r\n"[..], &big, b"\x16\x03\x01\xff\xff"]
+    {
+        let mut tcp = TcpStream::connect(host.address).await.expect("a listening peer");
+        // It may close while we still talk.
+        let _ = tcp.write_all(said).await;
+        let _ = tcp.shutdown().await;
+        let answer = until_closed(&mut tcp).await;
+        assert!(answer.len() < 16 && !answer.starts_with(b"HTTP"), "{answer:?}");
+    }
+    a_member_is_served(&host).await;
+}
+
+#[tokio::test]
+async fn a_crowd_that_says_nothing_pushes_itself_out() {
+    let host = Host::with(1, Limits { waiting_max: 2, ..limits() }).await;
+    let mut crowd = Vec::new();
+    for _ in 0..5 {
+        crowd.push(TcpStream::connect(host.address).await.expect("a listening peer"));
+    }
+    // The first three had to go for the last two; a member needs no place that they can keep.
+    for silent in &mut crowd[..3] {
+        assert_eq!(until_closed(silent).await, b"");
+    }
+    a_member_is_served(&host).await;
+}
+
+#[tokio::test]
+async fn a_slow_handshake_and_a_slow_head_come_to_an_end() {
+    let short = Duration::from_millis(50);
+    let limits = Limits { handshake: short, header: short, stranger: short, ..limits() };
+    let host = Host::with(1, limits).await;
+    let mut silent = TcpStream::connect(host.address).await.expect("a listening peer");
+    assert_eq!(until_closed(&mut silent).await, b"", "no handshake");
+    let mut member = host.shake_hands(3).await;
+    member.write_all(b"GET /api/v4/head HT").await.expect("an open connection");
+    let answer = until_closed(&mut member).await;
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "half a head was answered");
+    let mut stranger = host.shake_hands(9).await;
+    until_closed(&mut stranger).await;
+}
+
+#[tokio::test]
+async fn a_body_that_pauses_for_ever_or_lies_about_its_length_is_cut_off() {
+    let limits = Limits { body_pause: Duration::from_millis(50), ..limits() };
+    let host = Host::with(1, limits).await;
+    for (length, status) in [("1000", "504"), ("99999999999", "400"), ("x", "400")] {
+        let mut stream = host.shake_hands(3).await;
+        let head = format!(
+            "POST /api/v4/chunks/put HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+             content-length: {length}\r\n\r\nabc"
+        );
+        stream.write_all(head.as_bytes()).await.expect("an open connection");
+        let answer = until_closed(&mut stream).await;
+        let start = format!("HTTP/1.1 {status}");
+        let shown = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with(start.as_bytes()), "{length}: {shown}");
+    }
+    a_member_is_served(&host).await;
+}
+
+#[tokio::test]
+async fn on_the_socket_the_same_user_is_not_enough() {
+    let host = Host::start(1).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("peer.sock");
+    let _serving = host.unix(&socket);
+    let network = host.peer.network;
+    let as_whom = |n, peer| {
+        let transport = Transport::new(principal(n)).expect("a transport");
+        transport.unix(&socket, network, peer).expect("a socket's pool")
+    };
+    let stranger = within(as_whom(9, host.key.id()).head()).await;
+    let refused = matches!(&stranger, Err(LinkError::Refused { why: Failure::NotAllowed, .. }));
+    assert!(refused, "a proven but unknown key: {stranger:?}");
+    let other = within(as_whom(3, principal(2).id()).head()).await;
+    let kept = matches!(&other, Err(LinkError::FailedHere { why: Trouble::NotReached(_), .. }));
+    assert!(kept, "another peer's socket learns nothing: {other:?}");
+
+    let mut unproven = tokio::net::UnixStream::connect(&socket).await.expect("a socket");
+    let request = b"GET /api/v4/head HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    unproven.write_all(request).await.expect("an open connection");
+    assert!(until_closed(&mut unproven).await.starts_with(b"HTTP/1.1 401"));
+}
