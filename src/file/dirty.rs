@@ -340,7 +340,7 @@ mod tests {
         for at in (0..4096u64).rev() {
             dirty.write(at, &[at as u8]);
         }
-        assert_eq!(dirty.ranges(), [0..4096]);
+        assert_eq!(dirty.ranges(), vec![0..4096; 1]);
         assert!(dirty.segments.len() <= 13, "joined as they grow");
         let all = dirty.take_all();
         assert!(all.len() == 1 && all[0].1.iter().enumerate().all(|(i, b)| i as u8 == *b));

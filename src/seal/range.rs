@@ -8,8 +8,8 @@
 //!
 //! ```text
 //! 0  length of the whole chunk u64 little-endian
-//! 8  pre-order walk of the tree: a parent on the way is both child hashes [64],
-//!    a leaf is one group of 16 KiB (the last one shorter) that meets the range
+//! 8  pre-order walk over every subtree that holds a BLAKE3 chunk of the range: one of at most
+//!    16 KiB that lies in it whole is its bytes, any other both child hashes [64] and these
 //! ```
 
 use crate::id::ChunkId;
