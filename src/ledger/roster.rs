@@ -208,7 +208,10 @@ impl Roster {
             None if peer.peer != self.next_peer() => {
                 return Err(RosterError::PeerNumber(peer.peer));
             }
-            None if self.actors.contains_key(&peer.name) => {
+            // Who joined as a principal becomes a peer under the same keys, and no others.
+            None if self.actors.contains_key(&peer.name)
+                && self.keys_of(&peer.name).as_ref() != Ok(&peer.keys) =>
+            {
                 return Err(RosterError::NameTaken(peer.name.clone()));
             }
             _ => {}
@@ -256,7 +259,7 @@ impl Roster {
     }
 
     fn principal(&mut self, actor: &Label, principal: &Principal) -> Result<(), RosterError> {
-        let Principal { keys, name, proof } = principal;
+        let Principal { keys, name, proof, .. } = principal;
         let known = self.actors.get(name);
         // A name changes its own keys; nobody else does, and a disabled name stays disabled.
         if known.is_some() && actor != name {

@@ -132,10 +132,28 @@ pub struct Fence {
     pub volume: VolumeId,
 }
 
+/// What an invite is good for. Its one-time secret is the seed of a principal of its own, whose
+/// one record may be the `id.principal` of the one who joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Invite {
+    /// What the joiner becomes, in `volume` or in the network.
+    pub role: Role,
+    /// A time as text; later the invite is refused.
+    pub until: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "as_hex_or_absent")]
+    pub volume: Option<VolumeId>,
+    /// Whether the joiner may register itself as a voter.
+    pub voter: bool,
+}
+
 /// `id.principal`: from here on this name signs with these keys. Again for a name: new keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Principal {
+    /// This is no person or device, but an invite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invite: Option<Invite>,
     pub keys: PublicKeys,
     pub name: Label,
     /// By the new signing key, over `principal_message`: nobody registers another's key.

@@ -20,6 +20,7 @@ use crate::hash::sha256;
 use crate::id::{Label, LedgerHash, NetworkId, Position, TimeMs};
 pub use body::Body;
 use json::{DEPTH_MAX, INTEGER_MAX, JsonError, Scanner};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 pub use ulid::Ulid;
 
@@ -44,7 +45,7 @@ pub enum RecordError {
 }
 
 /// The log's name on its checkpoints: `<network name>/<16 hex of the genesis hash>`.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Origin(String);
 
 impl Origin {
