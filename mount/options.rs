@@ -1,0 +1,241 @@
+//! `-o` options of a mount, parsed once.
+//!
+//! Owns: every option's name, its value's form and its default.
+//! Invariant: an unknown option is an error that names the nearest known one; what only mount(8),
+//! fstab or systemd mean by an option is accepted and dropped.
+
+use mictlan::id::Label;
+use std::time::Duration;
+
+/// When `close` returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The data is in the local journal; its commit follows within a second.
+    Journal,
+    /// The data is on its peers and committed.
+    Peers,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The principal whose key is used; `None` is the configured default.
+    pub key: Option<Label>,
+    pub read_only: bool,
+    /// A read-only mount that takes read leases instead of following at most 3 s behind.
+    pub coherent: bool,
+    pub foreground: bool,
+    /// `/ledger` is neither listed nor found.
+    pub no_ledger: bool,
+    pub durability: Durability,
+    /// The ceiling of what this mount keeps in memory, in bytes.
+    pub memory_bytes: u64,
+    /// After this long an operation that cannot be answered fails.
+    pub deadline: Duration,
+    /// Every inode is shown as this user's or group's.
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    /// `None`: all users as root, the owner alone otherwise.
+    pub allow_other: Option<bool>,
+    /// Passed to the kernel as they are: nodev, nosuid, noexec and their opposites.
+    pub kernel: Vec<KernelFlag>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelFlag {
+    Dev,
+    NoDev,
+    Suid,
+    NoSuid,
+    Exec,
+    NoExec,
+    NoAtime,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            key: None,
+            read_only: false,
+            coherent: false,
+            foreground: false,
+            no_ledger: false,
+            durability: Durability::Journal,
+            memory_bytes: 256 << 20,
+            deadline: Duration::from_secs(60),
+            uid: None,
+            gid: None,
+            allow_other: None,
+            kernel: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    #[error("unknown option {option:?}{}", near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default())]
+    Unknown { option: String, near: Option<&'static str> },
+    #[error("option {option:?} takes {takes}, not {value:?}")]
+    Value { option: &'static str, value: String, takes: &'static str },
+}
+
+/// Every name that `parse` understands, for the nearest one to a mistyped name.
+const KNOWN: [&str; 27] = [
+    "key",
+    "ro",
+    "rw",
+    "coherent",
+    "foreground",
+    "noledger",
+    "durability",
+    "memory",
+    "deadline",
+    "uid",
+    "gid",
+    "allow_other",
+    "default_permissions",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "noexec",
+    "noatime",
+    "relatime",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "user",
+    "_netdev",
+];
+
+/// Memory below this cannot hold one chunk being written and one being read.
+const MEMORY_MIN: u64 = 64 << 20;
+
+impl Options {
+    /// Takes one comma-separated list; later options win over earlier ones.
+    pub fn parse(&mut self, list: &str) -> Result<(), OptionError> {
+        list.split(',').filter(|option| !option.is_empty()).try_for_each(|one| self.option(one))
+    }
+
+    fn option(&mut self, option: &str) -> Result<(), OptionError> {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        match (name, value) {
+            ("ro", None) => self.read_only = true,
+            ("rw", None) => self.read_only = false,
+            ("coherent", None) => self.coherent = true,
+            ("foreground", None) => self.foreground = true,
+            ("noledger", None) => self.no_ledger = true,
+            ("allow_other", None) => self.allow_other = Some(true),
+            ("default_permissions", None) => {} // always on
+            ("dev", None) => self.kernel.push(KernelFlag::Dev),
+            ("nodev", None) => self.kernel.push(KernelFlag::NoDev),
+            ("suid", None) => self.kernel.push(KernelFlag::Suid),
+            ("nosuid", None) => self.kernel.push(KernelFlag::NoSuid),
+            ("exec", None) => self.kernel.push(KernelFlag::Exec),
+            ("noexec", None) => self.kernel.push(KernelFlag::NoExec),
+            ("noatime", None) => self.kernel.push(KernelFlag::NoAtime),
+            (
+                "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "owner" | "group"
+                | "_netdev" | "nofail" | "relatime" | "strictatime" | "lazytime" | "async"
+                | "atime",
+                None,
+            ) => {}
+            ("comment" | "x-gvfs-show" | "x-gvfs-hide", _) => {}
+            (name, _) if name.starts_with("x-") => {}
+            ("key", Some(v)) => {
+                let label = Label::parse(v);
+                self.key = Some(label.ok_or_else(|| bad("key", v, "a key's name"))?);
+            }
+            ("durability", Some("journal")) => self.durability = Durability::Journal,
+            ("durability", Some("peers")) => self.durability = Durability::Peers,
+            ("durability", v) => {
+                return Err(bad("durability", v.unwrap_or(""), "`journal` or `peers`"));
+            }
+            ("memory", v) => {
+                let bytes = v.and_then(size).filter(|bytes| *bytes >= MEMORY_MIN);
+                let takes = "a size of at least 64M, such as 256M or 1G";
+                self.memory_bytes = bytes.ok_or_else(|| bad("memory", v.unwrap_or(""), takes))?;
+            }
+            ("deadline", v) => {
+                let secs = v.and_then(|v| v.trim_end_matches('s').parse().ok());
+                let secs = secs.filter(|secs| (1..=3600).contains(secs));
+                let takes = "seconds from 1 to 3600";
+                let secs = secs.ok_or_else(|| bad("deadline", v.unwrap_or(""), takes))?;
+                self.deadline = Duration::from_secs(secs);
+            }
+            ("uid", Some(v)) => self.uid = Some(number("uid", v)?),
+            ("gid", Some(v)) => self.gid = Some(number("gid", v)?),
+            (name, _) => {
+                let (option, near) = (option.to_owned(), nearest(name));
+                return Err(OptionError::Unknown { option, near });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bad(option: &'static str, value: &str, takes: &'static str) -> OptionError {
+    OptionError::Value { option, value: value.to_owned(), takes }
+}
+
+fn number(option: &'static str, value: &str) -> Result<u32, OptionError> {
+    value.parse().map_err(|_| bad(option, value, "a number"))
+}
+
+/// `256M`, `1G`, `65536`: binary units; `None` for anything else.
+pub fn size(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.trim_end_matches("iB").trim_end_matches('B') {
+        t if t.ends_with(['k', 'K']) => (&t[..t.len() - 1], 1 << 10),
+        t if t.ends_with('M') => (&t[..t.len() - 1], 1 << 20),
+        t if t.ends_with('G') => (&t[..t.len() - 1], 1 << 30),
+        t if t.ends_with('T') => (&t[..t.len() - 1], 1 << 40),
+        t => (t, 1u64),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+fn nearest(name: &str) -> Option<&'static str> {
+    let scored = KNOWN.iter().map(|known| (strsim::damerau_levenshtein(name, known), *known));
+    scored.min().filter(|(distance, known)| *distance <= known.len() / 2).map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(list: &str) -> Result<Options, OptionError> {
+        let mut options = Options::default();
+        options.parse(list).map(|()| options)
+    }
+
+    #[test]
+    fn options_are_taken_and_fstab_words_dropped() {
+        let o = parsed("ro,key=alice,memory=1G,noauto,x-systemd.automount,_netdev").expect("good");
+        assert!(o.read_only && o.memory_bytes == 1 << 30);
+        assert_eq!(o.key.expect("key").as_str(), "alice");
+        assert_eq!(parsed("ro,rw").expect("good").read_only, false);
+    }
+
+    #[test]
+    fn a_mistyped_option_gets_the_nearest_one() {
+        let unknown = |o: &str, near| Err(OptionError::Unknown { option: o.to_owned(), near });
+        assert_eq!(parsed("memroy=1G"), unknown("memroy=1G", Some("memory")));
+        assert_eq!(parsed("noledgr"), unknown("noledgr", Some("noledger")));
+        assert_eq!(parsed("zzzzzzzz"), unknown("zzzzzzzz", None));
+        let text = parsed("memroy=1G").expect_err("unknown").to_string();
+        assert_eq!(text, "unknown option \"memroy=1G\"; did you mean \"memory\"?");
+    }
+
+    #[test]
+    fn a_bad_value_says_what_is_taken() {
+        for bad in ["memory=1", "memory", "durability=x", "durability", "uid=x", "deadline=0"] {
+            assert!(matches!(parsed(bad), Err(OptionError::Value { .. })), "{bad}");
+        }
+        assert_eq!(size("256MiB"), Some(256 << 20));
+        assert_eq!(size("99999999999T"), None);
+    }
+}
