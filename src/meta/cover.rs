@@ -17,7 +17,7 @@
 //! | put or delete an attribute, range of a file's attributes | W attr(ino) |
 //! | put an inode | it is fresh (an existing one is changed by merges only) |
 //! | delete an inode | W exists · W attr · W links · W data, all of it |
-//! | merge size: max | A data |
+//! | merge size: max; merge held bytes | A data |
 //! | merge size: set | W data |
 //! | merge atime, mtime | A data, A children or W attr |
 //! | merge ctime | A data, A children, W attr or W links |
@@ -193,6 +193,7 @@ impl Cover<'_> {
             Some(SizeChange::Max(_)) => data(),
             Some(SizeChange::Set(_)) => self.written(Fact::Data(ino)),
         };
+        let bytes = merge.bytes == 0 || data();
         let mode = match merge.mode {
             None => true,
             Some(ModeChange::Set(_)) => attr(),
@@ -200,7 +201,8 @@ impl Cover<'_> {
         };
         let times = merge.atime.is_none() && merge.mtime.is_none();
         let owner = merge.uid.is_none() && merge.gid.is_none();
-        size && mode
+        size && bytes
+            && mode
             && (times || data() || children() || attr())
             && (merge.ctime.is_none() || data() || children() || attr() || links())
             && (owner || attr())

@@ -76,6 +76,8 @@ pub struct Inode {
     pub gid: u32,
     pub nlink: u32,
     pub size: u64,
+    /// How many of them extents hold; the rest are holes.
+    pub bytes: u64,
     pub atime: Stamp,
     pub mtime: Stamp,
     pub ctime: Stamp,
@@ -97,7 +99,7 @@ impl Inode {
         for n in [self.uid, self.gid, self.nlink] {
             out.varint(u64::from(n));
         }
-        out.varint(self.size);
+        out.varint(self.size).varint(self.bytes);
         for stamp in [self.atime, self.mtime, self.ctime, self.btime] {
             stamp.encode(out);
         }
@@ -112,6 +114,7 @@ impl Inode {
             gid: small(input, "gid")?,
             nlink: small(input, "link count")?,
             size: input.varint("size")?,
+            bytes: input.varint("held bytes")?,
             atime: Stamp::decode(input)?,
             mtime: Stamp::decode(input)?,
             ctime: Stamp::decode(input)?,
@@ -175,6 +178,8 @@ impl ModeChange {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct InodeMerge {
     pub size: Option<SizeChange>,
+    /// Added, wrapping.
+    pub bytes: i64,
     pub atime: Option<Stamp>,
     pub mtime: Option<Stamp>,
     pub ctime: Option<Stamp>,
@@ -195,6 +200,7 @@ impl InodeMerge {
         if let Some(change) = self.size {
             inode.size = change.apply(inode.size);
         }
+        inode.bytes = inode.bytes.wrapping_add_signed(self.bytes);
         if let Some(change) = self.mode {
             inode.mode = change.apply(inode.mode);
         }
@@ -214,6 +220,7 @@ impl InodeMerge {
             (Some(SizeChange::Set(a)), Some(SizeChange::Max(b))) => Some(SizeChange::Set(a.max(b))),
             (earlier, later) => later.or(earlier),
         };
+        self.bytes = self.bytes.wrapping_add(next.bytes);
         self.mode = match (self.mode, next.mode) {
             (Some(ModeChange::Set(mode)), Some(change)) => {
                 Some(ModeChange::Set(change.apply(mode)))
@@ -244,6 +251,7 @@ impl InodeMerge {
             self.gid.is_some(),
             self.nlink != 0,
             self.home.is_some(),
+            self.bytes != 0,
         ];
         for (i, present) in present.into_iter().enumerate() {
             bits |= u16::from(present) << i;
@@ -268,13 +276,16 @@ impl InodeMerge {
         if let Some(home) = self.home {
             out.varint(home.0);
         }
+        if self.bytes != 0 {
+            out.i64(self.bytes);
+        }
     }
 
     /// Strict: a merge of nothing, or one that says a field twice, is refused.
     pub(crate) fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let bits = input.u16("fields")?;
         let has = |i: u16| bits >> i & 1 == 1;
-        if bits == 0 || bits >= 1 << 11 || has(0) && has(1) || has(5) && has(6) {
+        if bits == 0 || bits >= 1 << 12 || has(0) && has(1) || has(5) && has(6) {
             return Err(DecodeError::NotCanonical("fields"));
         }
         let mut merge = Self::default();
@@ -310,6 +321,12 @@ impl InodeMerge {
         if has(10) {
             merge.home = Some(Ino(input.varint("home")?));
         }
+        if has(11) {
+            merge.bytes = input.i64("held bytes")?;
+            if merge.bytes == 0 {
+                return Err(DecodeError::NotCanonical("held bytes"));
+            }
+        }
         Ok(merge)
     }
 }
@@ -343,6 +360,7 @@ pub(crate) mod tests {
                     gid,
                     nlink,
                     size,
+                    bytes: size / 2,
                     atime,
                     mtime,
                     ctime,
@@ -370,6 +388,7 @@ pub(crate) mod tests {
         (size, mode, (time(), time(), time()), owner, link, prop::option::of(1..4u64)).prop_map(
             |(size, mode, (atime, mtime, ctime), (uid, gid), nlink, home)| InodeMerge {
                 size,
+                bytes: i64::from(nlink) * 3,
                 atime,
                 mtime,
                 ctime,
