@@ -8,6 +8,7 @@ pub mod cover;
 pub mod error;
 pub mod inode;
 pub mod key;
+pub mod namespace;
 pub mod payload;
 pub mod tag;
 pub mod tree;
