@@ -12,7 +12,8 @@ use mictlan::seal::Principal;
 use rcgen::{CertificateParams, PublicKeyData, SerialNumber, SignatureAlgorithm as CertAlgorithm};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate};
@@ -121,7 +122,10 @@ pub fn client_config(principal: &Arc<Principal>) -> Result<ClientConfig, TlsErro
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    // Both ends are this program: the hybrid first, so that what is recorded today stays closed.
+    provider.kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519];
+    Arc::new(provider)
 }
 
 fn certified(principal: &Arc<Principal>) -> Result<CertifiedKey, TlsError> {

@@ -140,3 +140,41 @@ async fn on_the_socket_the_same_user_is_not_enough() {
     unproven.write_all(request).await.expect("an open connection");
     assert!(until_closed(&mut unproven).await.starts_with(b"HTTP/1.1 401"));
 }
+
+/// The limit is the whole process's, so the test runs itself in one of its own.
+#[test]
+fn with_64_file_handles_all_of_them_taken_it_pauses_and_goes_on() {
+    const ALONE: &str = "MICTLAN_TEST_FEW_FILES";
+    if std::env::var_os(ALONE).is_none() {
+        let name =
+            "http::tests::strangers::with_64_file_handles_all_of_them_taken_it_pauses_and_goes_on";
+        let test = std::env::current_exe().expect("a test binary");
+        let mut alone = std::process::Command::new(test);
+        let run = alone.args(["--exact", name]).env(ALONE, "1").output().expect("a process");
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+        return;
+    }
+    let few = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, few).expect("a lower limit");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let host = Host::with(1, Limits::of_process()).await;
+        let member = host.link_of(3);
+        // It waits in the kernel's queue: the server has not run since.
+        let mut waits = std::net::TcpStream::connect(host.address).expect("a listening peer");
+        waits.set_nonblocking(true).expect("a socket");
+        let mut taken = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            taken.push(file);
+        }
+        let call = Duration::from_millis(300);
+        let none = tokio::time::timeout(call, member.head()).await;
+        assert!(!matches!(none, Ok(Ok(_))), "there is no handle for this call");
+        drop(taken);
+        within(async { while member.head().await.is_err() {} }).await;
+        // Rubbish on the one that waited is answered now: it was accepted after the pause.
+        std::io::Write::write_all(&mut waits, &[0xa5; 64]).expect("an open connection");
+        let mut waits = TcpStream::from_std(waits).expect("a socket");
+        until_closed(&mut waits).await;
+    });
+}
