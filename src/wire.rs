@@ -6,11 +6,14 @@
 //!
 //! Chunks do not travel as messages: they are bodies of their own, or `frame`d in a batch.
 
+pub use crate::cluster::lease::{Mode as LeaseMode, Unit as LeaseUnit};
+pub use crate::cluster::state::{CommitParts, Outcome, Refusal, Submission};
 use crate::codec::DecodeError;
 use crate::id::{
     Attempt, ChunkId, Epoch, Label, NetworkId, PeerId, Position, PrincipalId, SessionId, TimeMs,
     VolumeId,
 };
+pub use crate::ledger::record::body::Role;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -36,52 +39,6 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
             Err(_) => Err(DecodeError::NotCanonical("message")),
         },
         [version, ..] => Err(DecodeError::Version(*version)),
-    }
-}
-
-/// What an actor signed and asks to be ordered, with what its commit carries.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Submission {
-    /// The JCS bytes of the record's `p`.
-    pub p: Vec<u8>,
-    #[serde(with = "signature")]
-    pub sig: [u8; 64],
-    pub commit: Option<CommitParts>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CommitParts {
-    pub tags: Vec<u8>,
-    pub payload: Option<Vec<u8>>,
-    pub inline: Option<Vec<u8>>,
-}
-
-/// The sequencer's answer to a submission.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Outcome {
-    Accepted { position: Position, record: Vec<u8> },
-    Repeated { position: Position },
-    Refused(Refusal),
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
-    #[error("{0}")]
-    Malformed(String),
-}
-
-/// Arrays above 32 bytes have no serde form of their own.
-mod signature {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(sig: &[u8; 64], to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_bytes(sig)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; 64], D::Error> {
-        let bytes = Vec::<u8>::deserialize(from)?;
-        bytes.try_into().map_err(|_| D::Error::custom("a signature has 64 bytes"))
     }
 }
 
@@ -179,25 +136,9 @@ pub struct Head {
     pub t: TimeMs,
 }
 
-/// A keyed hash that names a directory, a file or a lock to a leader who cannot read names.
+/// A keyed hash that names an unlinked inode to a leader who cannot read numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Handle(pub [u8; 8]);
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub enum LeaseUnit {
-    /// All of the volume: what a session that is alone on it holds.
-    Volume,
-    /// The right to build the next snapshot root.
-    Snapshot,
-    /// One directory, or one file with several links.
-    Part(Handle),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub enum LeaseMode {
-    Read,
-    Write,
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Lease {
@@ -335,8 +276,9 @@ pub struct PeerInfo {
     pub addresses: Vec<String>,
     pub storage: bool,
     pub voter: bool,
-    pub domain: Label,
-    pub weight: u32,
+    pub domain: String,
+    /// GiB of capacity; 0 where no chunks are placed on it.
+    pub weight: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -357,16 +299,6 @@ pub struct RootInfo {
     /// Keyed hash of the root's identity under the epoch's meta key.
     pub identity: [u8; 32],
     pub epoch: Epoch,
-}
-
-/// What a principal may do on one volume.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub enum Role {
-    Owner,
-    Writer,
-    Reader,
-    Auditor,
-    Storage,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn both_sides_derive_the_same_actor() {
-        let parsed = Invite::parse(&invite().code()).ok().expect("a good code");
+        let parsed = Invite::parse(&invite().code()).unwrap_or_else(|why| panic!("{why}"));
         assert_eq!(parsed.actor(), invite().actor());
         assert!(parsed.is_of(&NetworkId([1; 32])) && !parsed.is_of(&NetworkId([4; 32])));
     }

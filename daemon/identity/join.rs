@@ -113,7 +113,7 @@ fn introduce(
 ) -> Result<Submission, JoinError> {
     let keys = public_keys(&principal.public());
     let proof = principal.sign(&principal_message(origin, &name, &keys));
-    let body = Body::Principal(Introduced { keys, name, proof });
+    let body = Body::Principal(Introduced { invite: None, keys, name, proof });
     let p = Proposal::new(invite.actor(), req, body).encode()?;
     let sig = invite.principal().sign(&record_message(origin, &p));
     Ok(Submission { p, sig, commit: None })
