@@ -247,6 +247,13 @@ mod tests {
     }
 
     #[test]
+    fn the_code_of_the_golden_file_means_what_it_meant() {
+        let golden = include_str!("../../tests/vectors/identity/invite-v1.txt").trim_end();
+        assert_eq!(*invite().code(), golden);
+        assert!(Invite::parse(golden) == Ok(invite()));
+    }
+
+    #[test]
     fn an_expired_invite_says_so() {
         let invite = invite();
         assert_eq!(invite.check_time(TimeMs(1_799_999_999_999)), Ok(()));

@@ -95,3 +95,16 @@ fn a_changed_or_cut_key_file_is_no_key() {
     let why = Malformed::Changed.to_string();
     assert!(loaded.is_err_and(|error| error.to_string().ends_with(&why)));
 }
+
+#[test]
+fn the_golden_files_open_as_they_did() {
+    let seed = Zeroizing::new([5; 32]);
+    let principal = Principal::from_seed(Secret::from_bytes(*seed));
+    let bare = include_str!("../../tests/vectors/identity/key-v1-bare.txt");
+    assert_eq!(*render(&seed, &principal.id(), None).expect("no passphrase"), bare);
+    let public = include_str!("../../tests/vectors/identity/key-v1.pub");
+    assert_eq!(render_public(&name(), &principal.public()), public);
+    let sealed = include_str!("../../tests/vectors/identity/key-v1-passphrase.txt");
+    let opened = open(Path::new("golden"), sealed, || words("correct horse"));
+    assert!(opened.is_ok_and(|opened| *opened == *seed));
+}
