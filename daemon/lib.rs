@@ -5,4 +5,5 @@ pub mod http;
 pub mod identity;
 pub mod link;
 pub mod peer;
+pub mod sequencer;
 pub mod store;
