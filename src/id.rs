@@ -213,6 +213,13 @@ impl Label {
     }
 }
 
+/// A map by label is searched by plain text without making a label of it first.
+impl std::borrow::Borrow<str> for Label {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -1,1 +1,3 @@
 //! The promises of mictlan, each a test.
+
+pub mod sample_log;

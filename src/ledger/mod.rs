@@ -7,11 +7,13 @@
 //! Invariant: nothing here is read from a second place; every view is computed from the records.
 
 pub mod checkpoint;
+pub mod files;
 pub mod merkle;
 pub mod proof;
 pub mod record;
 pub mod roster;
 pub mod tile;
+pub mod verify;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 

@@ -25,9 +25,9 @@ pub enum RosterError {
     #[error("the first peer must be number 1, active and a voter")]
     FirstPeer,
     #[error("the actor {0} was never registered")]
-    UnknownActor(Label),
+    UnknownActor(String),
     #[error("the actor {0} is disabled")]
-    Disabled(Label),
+    Disabled(String),
     #[error("the name {0} belongs to another principal")]
     NameTaken(Label),
     #[error("the key {0} is another actor's already")]
@@ -148,15 +148,15 @@ impl Roster {
     }
 
     /// The key that an actor signs with now.
-    pub fn key_of(&self, actor: &Label) -> Result<PrincipalId, RosterError> {
+    pub fn key_of(&self, actor: &str) -> Result<PrincipalId, RosterError> {
         self.keys_of(actor).map(|keys| keys.signing)
     }
 
     /// Both keys of an actor.
-    pub fn keys_of(&self, actor: &Label) -> Result<PublicKeys, RosterError> {
+    pub fn keys_of(&self, actor: &str) -> Result<PublicKeys, RosterError> {
         match self.actors.get(actor) {
-            None => Err(RosterError::UnknownActor(actor.clone())),
-            Some(entry) if entry.disabled => Err(RosterError::Disabled(actor.clone())),
+            None => Err(RosterError::UnknownActor(actor.to_owned())),
+            Some(entry) if entry.disabled => Err(RosterError::Disabled(actor.to_owned())),
             Some(entry) => Ok(PublicKeys { signing: entry.signing, agreement: entry.agreement }),
         }
     }
@@ -175,7 +175,7 @@ impl Roster {
             Body::Layout(layout) => self.layout(layout),
             Body::Principal(principal) => self.principal(actor, principal),
             Body::Disable(disable) => match self.actors.get_mut(&disable.name) {
-                None => Err(RosterError::UnknownActor(disable.name.clone())),
+                None => Err(RosterError::UnknownActor(disable.name.to_string())),
                 Some(entry) => {
                     entry.disabled = true;
                     Ok(())
@@ -266,7 +266,7 @@ impl Roster {
             return Err(RosterError::NameTaken(name.clone()));
         }
         if known.is_some_and(|entry| entry.disabled) {
-            return Err(RosterError::Disabled(name.clone()));
+            return Err(RosterError::Disabled(name.to_string()));
         }
         // A peer's keys are those of its `net.peer` record, and nowhere else.
         if self.peers.values().any(|peer| peer.name == *name) {
