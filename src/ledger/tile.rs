@@ -261,7 +261,12 @@ pub fn decode_bundle(bytes: &[u8], width: u16) -> Result<Vec<&[u8]>, DecodeError
     if len == bytes.len() { Ok(records) } else { Err(DecodeError::LeftOver) }
 }
 
-/// The first `width` records of a bundle that may be wider.
+/// The first `width` records of a bundle that may be wider, taken apart.
+pub fn bundle_records(bytes: &[u8], width: u16) -> Result<Vec<&[u8]>, DecodeError> {
+    split_bundle(bytes, width).map(|(records, _)| records)
+}
+
+/// The bytes of the first `width` records of a bundle that may be wider.
 pub fn bundle_prefix(bytes: &[u8], width: u16) -> Result<&[u8], DecodeError> {
     split_bundle(bytes, width).map(|(_, len)| &bytes[..len])
 }

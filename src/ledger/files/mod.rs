@@ -273,7 +273,7 @@ fn slot_name(dir: Node, size: u64, slot: u64) -> Option<String> {
         }
         What::Records { digits: 0 | 3, .. } => (slot < 1000).then(|| format!("{slot:03}")),
         What::Records { digits: 6, .. } if slot < 2000 => {
-            let end = if slot % 2 == 0 { "" } else { ".ndjson" };
+            let end = if slot.is_multiple_of(2) { "" } else { ".ndjson" };
             Some(format!("{:03}{end}", slot / 2))
         }
         What::Records { digits: 9, .. } if slot == 1000 => Some("SHA256SUMS".to_owned()),

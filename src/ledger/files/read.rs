@@ -174,16 +174,35 @@ fn concatenated(
     }
     let mut out = Vec::new();
     let mut skip = (from - source.offset(low)?) as usize;
-    for index in low..records.end {
-        if out.len() >= len {
-            break;
-        }
-        let bytes = record(source, index, end)?;
+    each_record(source, low..records.end, end, |_, bytes| {
         out.extend_from_slice(bytes.get(skip..).unwrap_or_default());
         skip = skip.saturating_sub(bytes.len());
-    }
+        out.len() < len
+    })?;
     out.truncate(len);
     Ok(out.into())
+}
+
+/// Hands over consecutive records until it is told to stop; each bundle is taken apart once.
+fn each_record(
+    source: &impl Source,
+    records: Range<u64>,
+    end: u64,
+    mut more: impl FnMut(u64, &[u8]) -> bool,
+) -> Result<(), FilesError> {
+    let mut next = records.start;
+    while next < records.end {
+        let id = TileId::bundle(next, end);
+        let bundle = source.tile(id)?;
+        let skip = (next - id.index * WIDTH) as usize;
+        for bytes in tile::bundle_records(&bundle, id.width)?.into_iter().skip(skip) {
+            if next == records.end || !more(next, bytes) {
+                return Ok(());
+            }
+            next += 1;
+        }
+    }
+    Ok(())
 }
 
 /// A range of the list of sums; only the records of its lines are hashed.
@@ -197,12 +216,12 @@ fn sums(
     let first = records.start.saturating_add(offset / SUM_LEN);
     let skip = (offset % SUM_LEN) as usize;
     let mut out = String::new();
-    for index in first..records.end {
-        if out.len() >= len.saturating_add(skip) {
-            break;
-        }
-        let hash = record_hash(&record(source, index, end)?);
-        out.push_str(&format!("{hash}  {index:012}.json\n"));
+    if first < records.end && len > 0 {
+        each_record(source, first..records.end, end, |index, bytes| {
+            let hash = record_hash(bytes);
+            out.push_str(&format!("{hash}  {index:012}.json\n"));
+            out.len() < len.saturating_add(skip)
+        })?;
     }
     Ok(part(&out.into(), skip as u64, len))
 }
