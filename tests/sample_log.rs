@@ -195,7 +195,7 @@ impl Log {
     pub fn principal(&self, name: &str, seed: u8) -> Body {
         let (name, keys) = (label(name), keys(seed));
         let message = principal_message(&self.roster().origin(), &name, &keys);
-        Body::Principal(Principal { keys, name, proof: sign(seed, &message) })
+        Body::Principal(Principal { invite: None, keys, name, proof: sign(seed, &message) })
     }
 
     pub fn roster(&self) -> &Roster {

@@ -210,7 +210,7 @@ impl Roster {
             }
             // Who joined as a principal becomes a peer under the same keys, and no others.
             None if self.actors.contains_key(&peer.name)
-                && self.keys_of(&peer.name).as_ref() != Ok(&peer.keys) =>
+                && self.keys_of(peer.name.as_str()).as_ref() != Ok(&peer.keys) =>
             {
                 return Err(RosterError::NameTaken(peer.name.clone()));
             }

@@ -151,7 +151,7 @@ impl State {
     fn examine<'a>(&self, submission: &'a Submission) -> Result<(Signed<'a>, Body), Refusal> {
         let signed = Signed::parse(&submission.p).map_err(malformed)?;
         let actor = signed.actor_label();
-        let key = match self.roster.key_of(&actor) {
+        let key = match self.roster.key_of(actor.as_str()) {
             Ok(key) => key,
             Err(RosterError::UnknownActor(_)) => return Err(Refusal::UnknownActor { actor }),
             Err(why) => return Err(Refusal::NotAllowed { actor, why: why.to_string() }),
