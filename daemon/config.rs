@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub const PEER_PORT: u16 = 4510;
@@ -26,6 +27,9 @@ pub enum ConfigError {
     Malformed { path: PathBuf, why: Box<toml::de::Error> },
     #[error("the configuration cannot be written as TOML: {0}")]
     Render(#[from] toml::ser::Error),
+    #[error("{} is not a directory of this user's alone; remove it, or set XDG_RUNTIME_DIR",
+        .0.display())]
+    NotPrivate(PathBuf),
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
@@ -74,7 +78,7 @@ impl Paths {
         };
         let runtime = match set("XDG_RUNTIME_DIR") {
             Some(base) => base.join("mictlan"),
-            // Without a session manager; made 0700 and checked for its owner before use.
+            // Without a session manager; `make_runtime` checks whose it is.
             None => PathBuf::from(format!("/tmp/mictlan-{uid}")),
         };
         Ok(Self {
@@ -84,6 +88,21 @@ impl Paths {
             cache: place("XDG_CACHE_HOME", ".cache")?,
             runtime,
         })
+    }
+
+    /// Makes the directory of the sockets, or checks that the one there is ours alone: below
+    /// `/tmp` anybody could have made it first.
+    pub fn make_runtime(&self) -> Result<(), ConfigError> {
+        let path = &self.runtime;
+        durable::create_dir(path, 0o700)?;
+        // Of the name itself, not of what a link points at.
+        let meta =
+            path.symlink_metadata().map_err(|why| ConfigError::Read { path: path.clone(), why })?;
+        let own = meta.uid() == rustix::process::geteuid().as_raw();
+        match meta.is_dir() && own && meta.mode() & 0o077 == 0 {
+            true => Ok(()),
+            false => Err(ConfigError::NotPrivate(path.clone())),
+        }
     }
 
     pub fn keys(&self) -> PathBuf {
@@ -226,6 +245,22 @@ mod tests {
         assert_eq!(root.runtime, Path::new("/run/mictlan"));
         let homeless = Paths::of(false, 7, |_| None);
         assert!(matches!(homeless, Err(ConfigError::NoHome(_))));
+    }
+
+    #[test]
+    fn sockets_are_kept_only_in_a_directory_of_our_own() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut paths = Paths::of(true, 0, |_| None).expect("root needs no home");
+        paths.runtime = dir.path().join("new");
+        paths.make_runtime().expect("a new one");
+        paths.make_runtime().expect("the same again");
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&paths.runtime, open).expect("a chmod");
+        assert!(matches!(paths.make_runtime(), Err(ConfigError::NotPrivate(_))));
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).expect("a link");
+        paths.runtime = dir.path().join("link");
+        assert!(matches!(paths.make_runtime(), Err(ConfigError::NotPrivate(_))));
     }
 
     #[test]
