@@ -14,8 +14,9 @@ const HEDGE_FACTOR: u64 = 3;
 /// Below this a hedge costs more than the wait; above, a reader notices.
 const HEDGE_MIN_MS: u64 = 20;
 const HEDGE_MAX_MS: u64 = 2_000;
-/// At most this many requests for one chunk are on their way at once.
-const AT_ONCE_MAX: usize = 3;
+/// Each request that is still on its way doubles the wait before the next, up to this many times:
+/// a slow network is not made slower, and no silent peers can hide a good one for long.
+const DOUBLED_MAX: usize = 4;
 /// The pause after a round in which nobody had it; doubles up to the longest.
 const FIRST_PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 5_000;
@@ -175,12 +176,7 @@ impl GetChunk {
             return Vec::new();
         }
         let first = usize::from(self.waiting() == 0);
-        let room = AT_ONCE_MAX - self.waiting().min(AT_ONCE_MAX);
-        let mut effects = Vec::new();
-        for _ in 0..(first + hedges).min(room) {
-            effects.extend(self.ask_next(now));
-        }
-        effects
+        (0..first + hedges).filter_map(|_| self.ask_next(now)).collect()
     }
 
     /// Everybody failed: after a pause those are asked again whose answer may be another then.
@@ -195,8 +191,9 @@ impl GetChunk {
     }
 
     fn ask_next(&mut self, now: TimeMs) -> Option<Effect> {
+        let doubled = self.waiting().min(DOUBLED_MAX);
         let (peer, hedge_ms, ask) = self.peers.iter_mut().find(|(.., ask)| *ask == Ask::Not)?;
-        *ask = Ask::Waiting { hedge_at: TimeMs(now.0 + *hedge_ms) };
+        *ask = Ask::Waiting { hedge_at: TimeMs(now.0 + (*hedge_ms << doubled)) };
         Some(Effect::Ask(*peer))
     }
 
@@ -220,4 +217,131 @@ impl GetChunk {
 /// nothing a moment later, a damaged copy stays damaged, and a liar is not asked twice.
 fn may_change(ask: Ask) -> bool {
     ask == Ask::Failed(Failure::Unreachable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const END: TimeMs = TimeMs(60_000);
+
+    fn get(holders: &[u64], others: &[u64]) -> (GetChunk, Vec<Effect>) {
+        let peers = |list: &[u64]| list.iter().map(|n| PeerId(*n)).collect::<Vec<_>>();
+        GetChunk::start(&peers(holders), &peers(others), &Latencies::new(), TimeMs(0), END)
+    }
+
+    fn failed(peer: u64, why: Failure) -> Event {
+        Event::Failed { peer: PeerId(peer), why }
+    }
+
+    #[test]
+    fn the_next_copy_is_asked_when_one_fails_and_then_any_peer() {
+        let (mut get, effects) = get(&[1, 2], &[2, 3]);
+        assert_eq!(effects, [Effect::Ask(PeerId(1))]);
+        let next = get.on(TimeMs(1), failed(1, Failure::Unreachable));
+        assert_eq!(next, [Effect::Ask(PeerId(2))]);
+        let next = get.on(TimeMs(2), failed(2, Failure::Missing));
+        assert_eq!(next, [Effect::Ask(PeerId(3))]);
+        let done = get.on(TimeMs(3), Event::Arrived { peer: PeerId(3) });
+        assert_eq!((done, get.next_tick()), (vec![Effect::Done { from: PeerId(3) }], None));
+    }
+
+    #[test]
+    fn a_liar_is_reported_once_and_never_asked_again() {
+        let (mut get, _) = get(&[1, 2], &[]);
+        let next = get.on(TimeMs(1), failed(1, Failure::Lied));
+        assert_eq!(next, [Effect::Report { liar: PeerId(1) }, Effect::Ask(PeerId(2))]);
+        assert_eq!(get.on(TimeMs(1), failed(1, Failure::Lied)), [], "once");
+        assert_eq!(get.on(TimeMs(2), failed(2, Failure::Unreachable)), [], "a pause");
+        let resume = get.next_tick().expect("a round follows");
+        assert_eq!(resume, TimeMs(2 + FIRST_PAUSE_MS));
+        assert_eq!(get.on(resume, Event::Tick), [Effect::Ask(PeerId(2))]);
+    }
+
+    #[test]
+    fn a_slow_read_is_hedged_and_the_first_answer_counts() {
+        let (mut get, _) = get(&[1, 2], &[]);
+        let hedge = get.next_tick().expect("a hedge");
+        assert_eq!(hedge, TimeMs(30), "three times what is usual");
+        assert_eq!(get.on(hedge, Event::Tick), [Effect::Ask(PeerId(2))]);
+        assert_eq!(get.next_tick(), Some(END), "nobody is left to hedge with");
+        let done = get.on(TimeMs(31), Event::Arrived { peer: PeerId(1) });
+        assert_eq!(done, [Effect::Done { from: PeerId(1) }]);
+    }
+
+    #[test]
+    fn it_gives_up_at_once_when_waiting_changes_nothing_and_else_at_the_deadline() {
+        let (mut lost, _) = get(&[1], &[]);
+        let gone = lost.on(TimeMs(1), failed(1, Failure::Missing));
+        let why = vec![(PeerId(1), Failure::Missing)];
+        assert_eq!(gone, [Effect::GaveUp { failed: why }]);
+        let (mut silent, _) = get(&[1], &[]);
+        let gone = silent.on(END, Event::Tick);
+        let why = vec![(PeerId(1), Failure::Unreachable)];
+        assert_eq!(gone, [Effect::GaveUp { failed: why }]);
+        assert!(matches!(get(&[], &[]).1[..], [Effect::GaveUp { .. }]), "no peers at all");
+    }
+
+    /// How a simulated peer answers each time it is asked.
+    #[derive(Debug, Clone, Copy)]
+    enum Peer {
+        Good(u64),
+        Fails(Failure),
+        Silent,
+    }
+
+    fn any_peer() -> impl Strategy<Value = Peer> {
+        let why = prop::sample::select(vec![
+            Failure::Unreachable,
+            Failure::Missing,
+            Failure::Damaged,
+            Failure::Lied,
+        ]);
+        prop_oneof![(1u64..5_000).prop_map(Peer::Good), why.prop_map(Peer::Fails), Just(Peer::Silent)]
+    }
+
+    proptest! {
+        #[test]
+        fn one_good_peer_is_enough_and_every_read_ends(
+            peers in prop::collection::vec(any_peer(), 0..6),
+        ) {
+            let all: Vec<u64> = (0..peers.len() as u64).collect();
+            let (holders, others) = all.split_at(all.len() / 2);
+            let (mut get, mut effects) = get(holders, others);
+            let mut answers: Vec<(TimeMs, Event)> = Vec::new();
+            let (mut now, mut ends) = (TimeMs(0), Vec::new());
+            for _ in 0..10_000 {
+                for effect in effects.drain(..) {
+                    match effect {
+                        Effect::Ask(peer) => match peers[peer.0 as usize] {
+                            Peer::Good(ms) => {
+                                answers.push((TimeMs(now.0 + ms), Event::Arrived { peer }));
+                            }
+                            Peer::Fails(why) => {
+                                answers.push((TimeMs(now.0 + 1), Event::Failed { peer, why }));
+                            }
+                            Peer::Silent => {}
+                        },
+                        Effect::Report { .. } => {}
+                        end => ends.push(end),
+                    }
+                }
+                let Some(tick) = get.next_tick() else { break };
+                answers.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+                let event = match answers.last() {
+                    Some((at, _)) if *at <= tick => answers.pop().expect("just seen"),
+                    _ => (tick.max(now), Event::Tick),
+                };
+                now = event.0;
+                effects = get.on(now, event.1);
+            }
+            prop_assert_eq!(ends.len(), 1, "exactly one end");
+            prop_assert!(now <= END);
+            let good = peers.iter().any(|peer| matches!(peer, Peer::Good(_)));
+            if good {
+                prop_assert!(matches!(ends[0], Effect::Done { .. }), "{ends:?}");
+            }
+        }
+    }
 }

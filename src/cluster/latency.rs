@@ -72,3 +72,38 @@ impl Latencies {
         self.peers.entry(peer).or_insert(new)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: PeerId = PeerId(1);
+    const B: PeerId = PeerId(2);
+
+    #[test]
+    fn a_clearly_faster_peer_comes_first_and_noise_changes_nothing() {
+        let mut seen = Latencies::new();
+        for _ in 0..20 {
+            seen.answered(A, 40);
+            seen.answered(B, 4);
+        }
+        assert_eq!(seen.fastest_first(&[A, B], TimeMs(0)), [B, A]);
+        for _ in 0..20 {
+            seen.answered(A, 5);
+        }
+        assert_eq!(seen.fastest_first(&[A, B], TimeMs(0)), [A, B], "within a factor of two");
+        assert_eq!(seen.usual_ms(PeerId(9)), UNKNOWN_MS);
+    }
+
+    #[test]
+    fn a_peer_that_failed_comes_last_for_a_while() {
+        let mut seen = Latencies::new();
+        seen.failed(A, TimeMs(0));
+        assert_eq!(seen.fastest_first(&[A, B], TimeMs(999)), [B, A]);
+        assert_eq!(seen.fastest_first(&[A, B], TimeMs(1_000)), [A, B]);
+        seen.failed(A, TimeMs(1_000));
+        assert_eq!(seen.fastest_first(&[A, B], TimeMs(2_999)), [B, A], "twice as long");
+        seen.answered(A, 3);
+        assert_eq!(seen.fastest_first(&[A, B], TimeMs(1_001)), [A, B], "an answer forgives");
+    }
+}

@@ -306,3 +306,166 @@ impl Owed {
         self.chunks.values().map(|debt| debt.again_at).min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const END: TimeMs = TimeMs(60_000);
+
+    /// Peers 0, 1, … each in a domain of its own; the mount is on peer `own`'s machine.
+    fn put(peers: u64, own: u64, copies: usize, need: usize) -> (PutChunk, Vec<Effect>) {
+        let domain = |n: u64| Label::parse(&format!("d{n}")).expect("a label");
+        let order = (0..peers).map(|n| Place { peer: PeerId(n), domain: domain(n) }).collect();
+        let plan = Plan { order, own: domain(own), copies, need, give_up_at: END };
+        PutChunk::start(plan, TimeMs(0))
+    }
+
+    fn stored(peer: u64) -> Event {
+        Event::Stored { peer: PeerId(peer), stamp: TimeMs(100 + peer) }
+    }
+
+    fn failed(peer: u64) -> Event {
+        Event::Failed { peer: PeerId(peer), why: Failure::Unreachable }
+    }
+
+    fn send(peer: u64) -> Effect {
+        Effect::Send(PeerId(peer))
+    }
+
+    fn done(peers: &[u64]) -> Effect {
+        Effect::Done { stored: peers.iter().map(|n| PeerId(*n)).collect() }
+    }
+
+    #[test]
+    fn a_chunk_is_durable_only_after_enough_peers_stored_it() {
+        let (mut put, sent) = put(3, 9, 3, 2);
+        assert_eq!(sent, [send(0), send(1), send(2)]);
+        assert_eq!(put.on(TimeMs(1), stored(1)), []);
+        assert_eq!(put.on(TimeMs(2), stored(1)), [], "one peer counts once");
+        assert_eq!(put.on(TimeMs(2), failed(1)), [], "a receipt stays a receipt");
+        let durable = put.on(TimeMs(3), stored(0));
+        assert_eq!(durable, [Effect::Durable { oldest: TimeMs(100) }]);
+        assert_eq!(put.on(TimeMs(4), stored(2)), [done(&[0, 1, 2])], "on to all copies");
+        assert_eq!(put.next_tick(), None);
+    }
+
+    #[test]
+    fn the_mounts_own_machine_does_not_count_where_others_can_be_reached() {
+        let (mut put, _) = put(3, 0, 3, 2);
+        assert_eq!(put.on(TimeMs(1), stored(0)), []);
+        assert_eq!(put.on(TimeMs(2), stored(1)), [], "peer 2 may still answer");
+        let durable = put.on(TimeMs(3), failed(2));
+        let oldest = TimeMs(100);
+        assert_eq!(durable, [Effect::Durable { oldest }, done(&[0, 1])], "it cannot be reached");
+    }
+
+    #[test]
+    fn two_peers_both_count_and_one_peer_is_this_machine() {
+        let (mut two, _) = put(2, 0, 2, 2);
+        assert_eq!(two.on(TimeMs(1), stored(0)), []);
+        assert_eq!(two.on(TimeMs(2), stored(1)).len(), 2, "durable and done");
+        let (mut one, _) = put(1, 0, 1, 1);
+        assert_eq!(one.on(TimeMs(1), stored(0)).len(), 2);
+    }
+
+    #[test]
+    fn a_failed_peer_is_replaced_by_the_next_in_the_order() {
+        let (mut put, sent) = put(4, 9, 2, 2);
+        assert_eq!(sent, [send(0), send(1)]);
+        assert_eq!(put.on(TimeMs(1), failed(0)), [send(2)]);
+        assert_eq!(put.on(TimeMs(2), failed(2)), [send(3)]);
+        put.on(TimeMs(3), stored(3));
+        let end = put.on(TimeMs(4), stored(1));
+        assert_eq!(end, [Effect::Durable { oldest: TimeMs(101) }, done(&[1, 3])]);
+    }
+
+    #[test]
+    fn a_slow_peer_gets_another_beside_it_and_whoever_answers_counts() {
+        let (mut put, _) = put(3, 9, 2, 2);
+        put.on(TimeMs(1), stored(0));
+        assert_eq!(put.next_tick(), Some(TimeMs(PATIENCE_MS)));
+        assert_eq!(put.on(TimeMs(PATIENCE_MS), Event::Tick), [send(2)]);
+        let end = put.on(TimeMs(PATIENCE_MS + 1), stored(1));
+        assert_eq!(end.last(), Some(&done(&[0, 1])));
+    }
+
+    #[test]
+    fn it_gives_up_at_the_deadline_and_names_who_failed() {
+        let (mut put, _) = put(2, 9, 2, 2);
+        put.on(TimeMs(1), stored(0));
+        let end = put.on(END, Event::Tick);
+        let failed = vec![(PeerId(1), Failure::Unreachable)];
+        assert_eq!(end, [Effect::GaveUp { stored: vec![PeerId(0)], need: 2, failed }]);
+        assert_eq!(put.on(END, stored(1)), [], "too late");
+    }
+
+    #[test]
+    fn a_debt_is_tried_again_later_and_later_until_it_is_paid() {
+        let (mut owed, chunk) = (Owed::default(), crate::hash::address(b"x"));
+        assert!(owed.note(chunk, vec![PeerId(1)], 2, TimeMs(0)));
+        assert_eq!((owed.due(TimeMs(999), 9).len(), owed.next_tick()), (0, Some(TimeMs(1_000))));
+        assert_eq!(owed.due(TimeMs(1_000), 9).len(), 1);
+        assert!(owed.due(TimeMs(1_000), 9).is_empty(), "it is under way");
+        assert!(owed.note(chunk, vec![PeerId(1)], 2, TimeMs(1_100)));
+        assert_eq!(owed.next_tick(), Some(TimeMs(3_100)), "twice as long");
+        assert!(owed.note(chunk, vec![PeerId(1), PeerId(2)], 2, TimeMs(3_200)));
+        assert!(owed.is_empty());
+    }
+
+    proptest! {
+        /// Peers answer, fail or keep silent in any order; the machine keeps its promises.
+        #[test]
+        fn durable_is_said_once_and_only_after_need_receipts(
+            peers in 1u64..6, own in 0u64..7, copies in 1usize..4, need in 1usize..4,
+            events in prop::collection::vec((0u64..6, 0u8..3, 0u64..9_000), 0..40),
+        ) {
+            let need = need.min(copies);
+            let (mut put, mut effects) = put(peers, own, copies, need);
+            let (mut asked, mut receipts) = (Vec::new(), std::collections::BTreeSet::new());
+            let (mut durable, mut ends, mut now) = (0, 0, TimeMs(0));
+            let tail = [(0, 2, END.0)];
+            for (peer, what, wait) in events.into_iter().chain(tail) {
+                for effect in effects.drain(..) {
+                    prop_assert_eq!(ends, 0, "nothing after the end");
+                    match effect {
+                        Effect::Send(peer) => {
+                            prop_assert!(!asked.contains(&peer), "asked once");
+                            asked.push(peer);
+                        }
+                        Effect::Durable { .. } => {
+                            durable += 1;
+                            prop_assert!(receipts.len() >= need);
+                        }
+                        Effect::Done { stored } => {
+                            ends += 1;
+                            prop_assert_eq!(durable, 1);
+                            prop_assert!(stored.iter().all(|peer| receipts.contains(peer)));
+                        }
+                        Effect::GaveUp { .. } => {
+                            ends += 1;
+                            prop_assert_eq!(durable, 0);
+                        }
+                    }
+                }
+                now = TimeMs(now.0 + wait);
+                let peer = PeerId(peer);
+                effects = match what {
+                    0 if asked.contains(&peer) => {
+                        receipts.insert(peer);
+                        put.on(now, Event::Stored { peer, stamp: now })
+                    }
+                    1 if asked.contains(&peer) => {
+                        put.on(now, Event::Failed { peer, why: Failure::Full })
+                    }
+                    _ => put.on(now, Event::Tick),
+                };
+            }
+            let last = effects.iter().filter(|effect| {
+                matches!(effect, Effect::Done { .. } | Effect::GaveUp { .. })
+            });
+            prop_assert_eq!(ends + last.count(), 1, "exactly one end");
+        }
+    }
+}
