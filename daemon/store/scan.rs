@@ -216,8 +216,9 @@ mod tests {
         let (key, bytes, at) = segment(&[&[b"one"], &[b"two", b"three"]]);
         for len in at[1] as usize..bytes.len() {
             let seen = walk(&key, &bytes[..len], START, true);
-            let whole = at.iter().filter(|a| (**a as usize) < len).count();
-            assert!(starts(&seen).len() < whole.max(2), "cut at {len}: {seen:?}");
+            let ends = at[1..].iter().copied().chain([bytes.len() as u64]);
+            let whole = ends.filter(|end| *end <= len as u64).count();
+            assert_eq!(starts(&seen), at[..whole], "cut at {len}");
             assert_eq!(seen.damage, [], "cut at {len}");
             assert_eq!(seen.end + seen.torn, len as u64);
             assert!(seen.end >= at[1], "what was synced stays");

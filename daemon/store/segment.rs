@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn frames_are_aligned_and_holes_lie_inside_bodies() {
         assert_eq!((frame_len(0), frame_len(1), frame_len(8)), (72, 80, 80));
-        assert_eq!(hole(4096, 8000), Some(8192..12288));
-        assert_eq!(hole(4096, 4096), None, "no whole block");
+        assert_eq!(hole(4096, 9000), Some(8192..12288));
+        assert_eq!(hole(4096, 8000), None, "no whole block");
     }
 }

@@ -17,7 +17,7 @@ use super::{ADDRESSES_MAX, Checked, OpenError, Receipt, Room, Shared, WriteError
 use bytes::Bytes;
 use mictlan::hash;
 use mictlan::id::{ChunkId, TimeMs};
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
@@ -176,11 +176,12 @@ impl Writer {
         // crash here: durable, and the next start reads it into the index and makes the holes
         for (segment, hole) in group.holes {
             let path = shared.dir.segment(segment);
-            let file = shared
-                .files
-                .of(&shared.dir, segment)
-                .map_err(|e| DiskError::new("open", &path, e))?;
-            durable::punch(&file, &path, hole)?;
+            match shared.files.of(&shared.dir, segment) {
+                Ok(file) => durable::punch(&file, &path, hole).map(drop)?,
+                // A lost segment, whose chunks are put anew, has nothing to give back.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(DiskError::new("open", &path, e).into()),
+            }
         }
         let totals = group.changes.totals;
         group.changes.commit()?;

@@ -14,7 +14,7 @@ const HEDGE_FACTOR: u64 = 3;
 /// Below this a hedge costs more than the wait; above, a reader notices.
 const HEDGE_MIN_MS: u64 = 20;
 const HEDGE_MAX_MS: u64 = 2_000;
-/// Each request that is still on its way doubles the wait before the next, up to this many times:
+/// Each request that is late doubles the wait before the next, up to this many times:
 /// a slow network is not made slower, and no silent peers can hide a good one for long.
 const DOUBLED_MAX: usize = 4;
 /// The pause after a round in which nobody had it; doubles up to the longest.
@@ -71,7 +71,7 @@ enum Ask {
     Waiting {
         hedge_at: TimeMs,
     },
-    /// Still waiting, and a second peer was asked beside it.
+    /// Still on its way, later than usual: another peer is asked beside it.
     Hedged,
     Failed(Failure),
 }
@@ -145,41 +145,40 @@ impl GetChunk {
         if self.over {
             return None;
         }
-        let unasked = self.peers.iter().any(|(_, _, ask)| *ask == Ask::Not);
-        let hedge = self.peers.iter().filter_map(|(_, _, ask)| match ask {
-            Ask::Waiting { hedge_at } if unasked => Some(*hedge_at),
+        let hedges = self.peers.iter().filter_map(|(_, _, ask)| match ask {
+            Ask::Waiting { hedge_at } => Some(*hedge_at),
             _ => None,
         });
-        let resume = (self.waiting() == 0).then_some(self.resume_at);
-        hedge.chain(resume).chain([self.give_up_at]).min()
+        let resume = (!self.fresh() && self.unasked()).then_some(self.resume_at);
+        hedges.chain(resume).chain([self.give_up_at]).min()
     }
 
     fn go_on(&mut self, now: TimeMs) -> Vec<Effect> {
         if now >= self.give_up_at {
             return vec![self.give_up()];
         }
-        let mut hedges = 0;
         for (_, _, ask) in &mut self.peers {
             if matches!(ask, Ask::Waiting { hedge_at } if now >= *hedge_at) {
                 *ask = Ask::Hedged;
-                hedges += 1;
             }
         }
-        if self.waiting() == 0 && !self.peers.iter().any(|(_, _, ask)| *ask == Ask::Not) {
-            let again = self.peers.iter().any(|(_, _, ask)| may_change(*ask));
-            if !again {
+        if self.fresh() {
+            return Vec::new();
+        }
+        if !self.unasked() {
+            if self.peers.iter().any(|(_, _, ask)| may_change(*ask)) {
+                self.next_round(now);
+            } else if !self.peers.iter().any(|(_, _, ask)| *ask == Ask::Hedged) {
                 return vec![self.give_up()];
             }
-            self.next_round(now);
         }
         if now < self.resume_at {
             return Vec::new();
         }
-        let first = usize::from(self.waiting() == 0);
-        (0..first + hedges).filter_map(|_| self.ask_next(now)).collect()
+        self.ask_next(now).into_iter().collect()
     }
 
-    /// Everybody failed: after a pause those are asked again whose answer may be another then.
+    /// Nobody is left to ask: after a pause those are asked again whose answer may be another then.
     fn next_round(&mut self, now: TimeMs) {
         for (_, _, ask) in &mut self.peers {
             if may_change(*ask) {
@@ -191,15 +190,20 @@ impl GetChunk {
     }
 
     fn ask_next(&mut self, now: TimeMs) -> Option<Effect> {
-        let doubled = self.waiting().min(DOUBLED_MAX);
+        let slow = self.peers.iter().filter(|(_, _, ask)| *ask == Ask::Hedged).count();
+        let doubled = slow.min(DOUBLED_MAX);
         let (peer, hedge_ms, ask) = self.peers.iter_mut().find(|(.., ask)| *ask == Ask::Not)?;
         *ask = Ask::Waiting { hedge_at: TimeMs(now.0 + (*hedge_ms << doubled)) };
         Some(Effect::Ask(*peer))
     }
 
-    fn waiting(&self) -> usize {
-        let waits = |ask: &Ask| matches!(ask, Ask::Waiting { .. } | Ask::Hedged);
-        self.peers.iter().filter(|(_, _, ask)| waits(ask)).count()
+    /// A request is on its way that may still come in its usual time.
+    fn fresh(&self) -> bool {
+        self.peers.iter().any(|(_, _, ask)| matches!(ask, Ask::Waiting { .. }))
+    }
+
+    fn unasked(&self) -> bool {
+        self.peers.iter().any(|(_, _, ask)| *ask == Ask::Not)
     }
 
     fn give_up(&mut self) -> Effect {
@@ -265,8 +269,10 @@ mod tests {
         let hedge = get.next_tick().expect("a hedge");
         assert_eq!(hedge, TimeMs(30), "three times what is usual");
         assert_eq!(get.on(hedge, Event::Tick), [Effect::Ask(PeerId(2))]);
+        assert_eq!(get.next_tick(), Some(TimeMs(90)), "twice as patient");
+        assert_eq!(get.on(TimeMs(90), Event::Tick), []);
         assert_eq!(get.next_tick(), Some(END), "nobody is left to hedge with");
-        let done = get.on(TimeMs(31), Event::Arrived { peer: PeerId(1) });
+        let done = get.on(TimeMs(91), Event::Arrived { peer: PeerId(1) });
         assert_eq!(done, [Effect::Done { from: PeerId(1) }]);
     }
 
@@ -298,7 +304,11 @@ mod tests {
             Failure::Damaged,
             Failure::Lied,
         ]);
-        prop_oneof![(1u64..5_000).prop_map(Peer::Good), why.prop_map(Peer::Fails), Just(Peer::Silent)]
+        prop_oneof![
+            (1u64..5_000).prop_map(Peer::Good),
+            why.prop_map(Peer::Fails),
+            Just(Peer::Silent)
+        ]
     }
 
     proptest! {
