@@ -19,6 +19,7 @@
 //! | clock | who may propose |
 
 pub mod catch_up;
+mod chunks;
 pub mod clock;
 pub mod files;
 mod follow;
@@ -31,6 +32,7 @@ mod recent;
 #[cfg(test)]
 mod tests;
 
+pub use chunks::{Chunks, ChunksError};
 pub use clock::WallClock;
 pub use follow::{FollowError, Page};
 pub use propose::ProposeError;
@@ -41,9 +43,8 @@ pub use recent::Kept;
 use crate::store::durable::{self, DiskError};
 use bytes::Bytes;
 use clock::Clocks;
-use futures::future::BoxFuture;
 use mictlan::cluster::state::{Item, Outcome, State, Submission};
-use mictlan::id::{ChunkId, NetworkId, PeerId, Position};
+use mictlan::id::{NetworkId, PeerId, Position};
 use mictlan::seal::Principal;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
@@ -60,20 +61,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-
-/// The voter's chunk store, as far as the sequencer needs it: payloads that travel inside entries
-/// become chunks of every voter.
-pub trait Chunks: Send + Sync + 'static {
-    /// Stores chunks durably.
-    fn put(&self, chunks: Vec<Bytes>) -> BoxFuture<'_, Result<(), ChunksError>>;
-    /// A chunk that this voter has.
-    fn get(&self, chunk: ChunkId) -> BoxFuture<'_, Option<Bytes>>;
-}
-
-/// Why chunks were not stored.
-#[derive(Debug, thiserror::Error)]
-#[error("the voter's chunk store failed: {0}")]
-pub struct ChunksError(pub String);
 
 /// How a sequencer is opened.
 pub struct Options {
