@@ -210,3 +210,244 @@ impl Cover<'_> {
             && (merge.home.is_none() || links())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::Extent;
+    use crate::id::Name;
+    use crate::meta::inode::{FileKind, Inode, Stamp};
+    use crate::meta::key::Span;
+    use crate::meta::tag::Facts;
+
+    const KEY: [u8; 32] = [9; 32];
+    const OLD: Ino = Ino(1 << 32 | 1);
+    const NEW: Ino = Ino(7 << 32 | 1);
+
+    fn name(n: &str) -> Name {
+        Name::parse(n.as_bytes()).expect("good")
+    }
+
+    fn inode() -> Value {
+        let at = Stamp::default();
+        Value::Inode(Inode {
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            size: 0,
+            bytes: 0,
+            atime: at,
+            mtime: at,
+            ctime: at,
+            btime: at,
+            rdev: 0,
+            home: Ino::ROOT,
+            target: [].into(),
+        })
+    }
+
+    fn extent(ino: Ino, offset: u64, len: u32) -> (Key, Value) {
+        let chunk = ChunkId([3; 32]);
+        let extent = Extent { offset, len, chunk, at: 0, packed: None };
+        (Key::Extent { ino, offset }, Value::Extent(extent))
+    }
+
+    fn is_covered(writes: &WriteSet, wrote: &[Fact], added: &[Fact]) -> bool {
+        let facts = Facts {
+            writes: wrote.iter().cloned().collect(),
+            adds: added.iter().cloned().collect(),
+            ..Facts::default()
+        };
+        let tags = facts.tags(&KEY).expect("few");
+        covered(writes, &tags, &KEY, |ino| ino == NEW).is_ok()
+    }
+
+    /// Covered by all of these facts, and by no fewer; nor by those of another inode.
+    fn check(build: impl Fn(&mut WriteSet), wrote: &[Fact], added: &[Fact]) {
+        let mut writes = WriteSet::new();
+        build(&mut writes);
+        assert!(is_covered(&writes, wrote, added), "{writes:?}");
+        let all_written: Vec<Fact> = wrote.iter().chain(added).cloned().collect();
+        assert!(
+            is_covered(&writes, &all_written, &[]),
+            "a write says more than an add: {writes:?}"
+        );
+        for i in 0..wrote.len() {
+            let mut fewer = wrote.to_vec();
+            let gone = fewer.remove(i);
+            assert!(!is_covered(&writes, &fewer, added), "without {gone:?}: {writes:?}");
+            let weaker = [added, std::slice::from_ref(&gone)].concat();
+            assert!(!is_covered(&writes, &fewer, &weaker), "only added {gone:?}: {writes:?}");
+        }
+        for i in 0..added.len() {
+            let mut fewer = added.to_vec();
+            let gone = fewer.remove(i);
+            assert!(!is_covered(&writes, wrote, &fewer), "without {gone:?}: {writes:?}");
+        }
+    }
+
+    fn never(build: impl Fn(&mut WriteSet)) {
+        let mut writes = WriteSet::new();
+        build(&mut writes);
+        let of = |ino| {
+            let buckets = (0..3).map(move |b| Fact::Bucket(ino, b));
+            let rest = [Fact::Exists(ino), Fact::Children(ino), Fact::Data(ino)];
+            buckets.chain(rest).chain([
+                Fact::Attr(ino),
+                Fact::Links(ino),
+                Fact::Name(ino, name("a")),
+            ])
+        };
+        let all: Vec<Fact> =
+            [Ino::ROOT, OLD, NEW].into_iter().flat_map(of).chain([Fact::DirMove]).collect();
+        assert!(!is_covered(&writes, &all, &[]), "{writes:?}");
+    }
+
+    #[test]
+    fn a_dirent_needs_its_name_and_its_directory() {
+        let key = Key::Dirent { dir: OLD, hash: 5, name: name("a") };
+        let value = Value::Dirent { ino: NEW, kind: FileKind::File };
+        let facts = [Fact::Name(OLD, name("a"))];
+        check(|w| w.put(key.clone(), value.clone()), &facts, &[Fact::Children(OLD)]);
+        check(|w| w.delete(key.clone()), &facts, &[Fact::Children(OLD)]);
+        never(|w| w.delete_span(Span::children(OLD)));
+        let other = Key::Dirent { dir: OLD, hash: 5, name: name("b") };
+        never(|w| w.delete(other.clone()));
+    }
+
+    #[test]
+    fn an_extent_needs_its_file_or_its_bucket() {
+        let (key, value) = extent(OLD, BUCKET + 5, 10);
+        let bucket = [Fact::Bucket(OLD, 1)];
+        check(|w| w.put(key.clone(), value.clone()), &bucket, &[Fact::Data(OLD)]);
+        check(|w| w.put(key.clone(), value.clone()), &[Fact::Data(OLD)], &[]);
+        check(|w| w.delete(key.clone()), &bucket, &[Fact::Data(OLD)]);
+        let (key, value) = extent(OLD, BUCKET - 5, 10);
+        never(|w| w.put(key.clone(), value.clone()));
+    }
+
+    #[test]
+    fn a_range_of_extents_needs_every_bucket_it_reaches() {
+        let buckets = [Fact::Bucket(OLD, 0), Fact::Bucket(OLD, 1)];
+        let range = |w: &mut WriteSet| w.delete_span(Span::extents(OLD, 7, BUCKET + 1));
+        check(range, &buckets, &[Fact::Data(OLD)]);
+        let to_the_end = |w: &mut WriteSet| w.delete_span(Span::extents_from(OLD, 7));
+        check(to_the_end, &[Fact::Data(OLD)], &[]);
+        let mut long = WriteSet::new();
+        to_the_end(&mut long);
+        assert!(!is_covered(&long, &buckets, &[Fact::Data(OLD)]), "buckets without end");
+    }
+
+    #[test]
+    fn other_ranges_are_void() {
+        never(|w| w.delete_span(Span::inodes()));
+        never(|w| w.delete_span(Span::orphans()));
+        never(|w| w.delete_span(Span::all()));
+        let two_files = Span {
+            from: Span::extents_from(OLD, 0).from,
+            to: Span::extents_from(Ino(OLD.0 + 1), 0).to,
+        };
+        never(|w| w.delete_span(two_files.clone()));
+        let two_owners = Span { from: Span::xattrs(Ino(1)).from, to: Span::xattrs(OLD).to };
+        never(|w| w.delete_span(two_owners.clone()));
+    }
+
+    #[test]
+    fn attributes_and_settings_need_the_attribute_fact() {
+        let key = |ino| Key::Xattr { ino, name: b"user.a".as_slice().into() };
+        let value = Value::Xattr([1].into());
+        check(|w| w.put(key(OLD), value.clone()), &[Fact::Attr(OLD)], &[]);
+        check(|w| w.delete(key(OLD)), &[Fact::Attr(OLD)], &[]);
+        check(|w| w.delete_span(Span::xattrs(OLD)), &[Fact::Attr(OLD)], &[]);
+        let setting = Value::Setting([1].into());
+        check(|w| w.put(Key::Setting(1), setting.clone()), &[Fact::Attr(Ino::ROOT)], &[]);
+        check(|w| w.delete(Key::Setting(1)), &[Fact::Attr(Ino::ROOT)], &[]);
+    }
+
+    #[test]
+    fn only_a_fresh_inode_is_put_and_what_comes_with_it_is_its_own() {
+        let (key, value) = extent(NEW, 0, 9);
+        check(
+            |w| {
+                w.put(Key::Inode(NEW), inode());
+                w.put(key.clone(), value.clone());
+                w.put(
+                    Key::Xattr { ino: NEW, name: b"a".as_slice().into() },
+                    Value::Xattr([].into()),
+                );
+            },
+            &[],
+            &[],
+        );
+        never(|w| w.put(Key::Inode(OLD), inode()));
+        never(|w| {
+            w.put(Key::Inode(OLD), inode());
+            w.put(key.clone(), value.clone());
+        });
+        let mut alone = WriteSet::new();
+        alone.put(key.clone(), value.clone());
+        assert!(!is_covered(&alone, &[], &[]), "it may have begun in an earlier commit");
+    }
+
+    #[test]
+    fn the_end_of_an_inode_needs_all_its_facts() {
+        let all = [Fact::Exists(OLD), Fact::Attr(OLD), Fact::Links(OLD), Fact::Data(OLD)];
+        check(|w| w.delete(Key::Inode(OLD)), &all, &[]);
+        check(|w| w.put(Key::Orphan(OLD), Value::Orphan), &[Fact::Links(OLD)], &[]);
+        check(|w| w.delete(Key::Orphan(OLD)), &[Fact::Links(OLD)], &[]);
+    }
+
+    #[test]
+    fn each_field_of_an_inode_needs_its_fact() {
+        let at = Some(Stamp { secs: 1, nanos: 2 });
+        let nothing = InodeMerge::default;
+        let (data, children) = ([Fact::Data(OLD)], [Fact::Children(OLD)]);
+        let (attr, links) = ([Fact::Attr(OLD)], [Fact::Links(OLD)]);
+        let field = |merge: InodeMerge, wrote: &[Fact], added: &[Fact]| {
+            check(|w| w.merge_inode(OLD, merge.clone()), wrote, added);
+        };
+        field(InodeMerge { size: Some(SizeChange::Max(1)), ..nothing() }, &[], &data);
+        field(InodeMerge { size: Some(SizeChange::Set(1)), ..nothing() }, &data, &[]);
+        field(InodeMerge { bytes: -1, ..nothing() }, &[], &data);
+        for added in [&data, &children] {
+            field(InodeMerge { atime: at, mtime: at, ctime: at, ..nothing() }, &[], added);
+        }
+        field(InodeMerge { atime: at, mtime: at, ctime: at, ..nothing() }, &attr, &[]);
+        field(InodeMerge { ctime: at, ..nothing() }, &links, &[]);
+        field(InodeMerge { mode: Some(ModeChange::Set(1)), ..nothing() }, &attr, &[]);
+        field(InodeMerge { mode: Some(ModeChange::KillPrivileges), ..nothing() }, &[], &data);
+        field(InodeMerge { uid: Some(1), gid: Some(1), ..nothing() }, &attr, &[]);
+        field(InodeMerge { nlink: 1, ..nothing() }, &links, &[]);
+        field(InodeMerge { nlink: -1, ..nothing() }, &[], &children);
+        field(InodeMerge { home: Some(NEW), ..nothing() }, &links, &[]);
+        let mut mtime = WriteSet::new();
+        mtime.merge_inode(OLD, InodeMerge { mtime: at, ..nothing() });
+        assert!(!is_covered(&mtime, &links, &[]), "a link does not change the content");
+    }
+
+    #[test]
+    fn counters_are_added_to_and_never_put() {
+        check(|w| w.merge(Key::Counter(1), Merge::Counter(-5)), &[], &[]);
+        never(|w| w.put(Key::Counter(1), Value::Counter(5)));
+        never(|w| w.delete(Key::Counter(1)));
+    }
+
+    #[test]
+    fn links_that_are_not_the_extents_are_void() {
+        let mut writes = WriteSet::new();
+        let (key, value) = extent(OLD, 0, 9);
+        writes.put(key, value);
+        let mut facts = Facts::default();
+        facts.write(Fact::Data(OLD));
+        let tags = facts.tags(&KEY).expect("one");
+        let bytes = payload::encode(&writes);
+        let judged = |links: &[ChunkId]| judge(&bytes, links, &tags, &KEY, |_| false);
+        assert_eq!(judged(&[ChunkId([3; 32])]), Ok(writes.clone()));
+        assert_eq!(judged(&[]), Err(Void::Links));
+        assert_eq!(judged(&[ChunkId([3; 32]), ChunkId([4; 32])]), Err(Void::Links));
+        let malformed = judge(&bytes[1..], &[], &tags, &KEY, |_| false);
+        assert!(matches!(malformed, Err(Void::Malformed(_))));
+    }
+}

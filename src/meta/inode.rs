@@ -6,6 +6,7 @@
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::id::Ino;
+use crate::meta::key::checked_ino;
 use serde::{Deserialize, Serialize};
 
 pub const SET_UID: u32 = 0o4000;
@@ -120,7 +121,7 @@ impl Inode {
             ctime: Stamp::decode(input)?,
             btime: Stamp::decode(input)?,
             rdev: input.varint("device")?,
-            home: Ino(input.varint("home")?),
+            home: checked_ino(input.varint("home")?)?,
             target: input.bytes(TARGET_MAX, "symlink target")?.into(),
         })
     }
@@ -319,7 +320,7 @@ impl InodeMerge {
             }
         }
         if has(10) {
-            merge.home = Some(Ino(input.varint("home")?));
+            merge.home = Some(checked_ino(input.varint("home")?)?);
         }
         if has(11) {
             merge.bytes = input.i64("held bytes")?;

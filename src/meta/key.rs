@@ -177,9 +177,14 @@ fn be64(input: &mut Reader) -> Result<u64, DecodeError> {
 }
 
 fn ino(input: &mut Reader) -> Result<Ino, DecodeError> {
-    match be64(input)? {
-        // `Span`s end at the next inode number, so the last ones are kept free.
-        n @ 1..=0x7fff_ffff_ffff_ffff => Ok(Ino(n)),
+    be64(input).and_then(checked_ino)
+}
+
+/// An inode number out of somebody's bytes. `Span`s end at the next number, so the last ones are
+/// never valid, and no key of one can be made.
+pub(crate) fn checked_ino(number: u64) -> Result<Ino, DecodeError> {
+    match number {
+        1..=0x7fff_ffff_ffff_ffff => Ok(Ino(number)),
         _ => Err(DecodeError::NotCanonical("inode number")),
     }
 }

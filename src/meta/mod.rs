@@ -13,6 +13,9 @@ pub mod payload;
 pub mod tag;
 pub mod tree;
 pub mod value;
+#[cfg(test)]
+mod vectors;
+pub mod view;
 pub mod write;
 
 pub use cover::{Void, covered, judge};
@@ -20,6 +23,7 @@ pub use error::{FsError, ReadError};
 pub use inode::{FileKind, Inode, InodeMerge, ModeChange, SizeChange, Stamp};
 pub use key::{Key, KeyBytes, Span};
 pub use tag::{Fact, Facts, Tag, TagList};
-pub use tree::{NodeError, NodeRef, Read};
+pub use tree::{NodeCache, NodeError, NodeRef, Read, Tree, TreeKeys};
 pub use value::Value;
+pub use view::View;
 pub use write::{Change, Merge, WriteSet};

@@ -7,7 +7,7 @@ use crate::codec::{DecodeError, Reader, Writer};
 use crate::file::Extent;
 use crate::id::Ino;
 use crate::meta::inode::{FileKind, Inode};
-use crate::meta::key::{Key, KeyKind};
+use crate::meta::key::{Key, KeyKind, checked_ino};
 
 /// An attribute value's most, as Linux has it.
 pub const XATTR_VALUE_MAX: usize = 65_536;
@@ -93,7 +93,7 @@ impl Value {
             KeyKind::Inode => Self::Inode(Inode::decode(&mut input)?),
             KeyKind::Dirent => {
                 let kind = FileKind::decode(input.u8("file kind")?)?;
-                Self::Dirent { ino: Ino(input.varint("inode number")?), kind }
+                Self::Dirent { ino: checked_ino(input.varint("inode number")?)?, kind }
             }
             KeyKind::Xattr => Self::Xattr(rest(&mut input, XATTR_VALUE_MAX)?),
             KeyKind::Setting => Self::Setting(rest(&mut input, SETTING_MAX)?),

@@ -214,6 +214,12 @@ impl WriteSet {
         self.ranges.iter().map(|(from, to)| (from.as_slice(), to.as_slice()))
     }
 
+    /// Where range deletes begin, from `from` on.
+    pub(crate) fn ranges_from(&self, from: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let rest = self.ranges.range::<[u8], _>((Included(from), Unbounded));
+        rest.map(|(from, _)| from.as_slice())
+    }
+
     /// What this makes of `value`, which is what was under `key`.
     pub fn apply(&self, key: &[u8], value: Option<Value>) -> Option<Value> {
         match self.changes.get(key) {

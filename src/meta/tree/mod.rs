@@ -1,9 +1,48 @@
 //! The snapshot of a volume's map: a canonical prolly tree of chunks.
+//!
+//! Owns: nodes and their identities, where they end, walks over them, and rebuilding what changed.
+//! Never: seals or fetches: new nodes go to a sink that says their address, and a node that is not
+//! in memory is named, fetched by the caller, and asked for again.
+//! Invariant: the same map is the same tree, node for node, however it was built.
+
+mod build;
+mod cache;
+mod node;
+mod read;
+#[cfg(test)]
+pub(crate) mod tests;
+mod update;
+
+pub use build::{Builder, NODE_MIN, NewNode};
+pub use cache::NodeCache;
+pub use node::{Child, Form, Node};
+pub use read::Tree;
+pub use update::{Update, UpdateError};
+
+pub(crate) use node::change;
+pub(crate) use read::{Entries, decoded};
 
 use crate::id::{ChunkId, NodeIdentity};
 use crate::meta::key::Key;
 use crate::meta::value::Value;
 use serde::{Deserialize, Serialize};
+use zeroize::ZeroizeOnDrop;
+
+/// No node is larger.
+pub const NODE_MAX: usize = 128 << 10;
+
+/// The volume's keys for identities and for where nodes end.
+#[derive(Clone, ZeroizeOnDrop)]
+pub struct TreeKeys {
+    pub(crate) identity: [u8; 32],
+    pub(crate) boundary: [u8; 32],
+}
+
+impl TreeKeys {
+    pub fn new(identity: &[u8; 32], boundary: &[u8; 32]) -> Self {
+        Self { identity: *identity, boundary: *boundary }
+    }
+}
 
 /// A node by what it holds and by where its sealed bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,0 +1,290 @@
+//! A volume as one session sees it now: a tree, the commits after it, and its own operations.
+//!
+//! Owns: the layers over the tree and their order; what is committed and what is still local.
+//! Never: decides what may be committed, fetches, or writes a file.
+//! Invariant: newest wins. From oldest to newest: the tree of a snapshot; layers, each a write set
+//! in memory or a run that was spilled; the newest commits; local operations, which stay on top
+//! until they are committed, whatever others commit meanwhile.
+
+mod run;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use crate::id::{ChunkId, Position};
+use crate::meta::key::{Key, KeyBytes};
+use crate::meta::tree::{NewNode, NodeError, NodeRef, Read, Tree, TreeKeys, decoded};
+use crate::meta::value::Value;
+use crate::meta::write::{Change, Merge, WriteSet};
+use run::Run;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use walk::Walk;
+
+/// A commit overlay above this is worth spilling.
+pub const OVERLAY_MAX: usize = 16 << 20;
+
+/// Commits that are in no tree yet, oldest first.
+#[derive(Clone)]
+enum Layer {
+    Set(Arc<WriteSet>),
+    Run(Arc<Run>),
+}
+
+impl Layer {
+    /// Where the range deletes are; a run keeps its own in memory.
+    fn ranges(&self) -> &WriteSet {
+        match self {
+            Self::Set(set) => set,
+            Self::Run(run) => run.ranges(),
+        }
+    }
+}
+
+/// What a snapshot is built from: `parts` applied in turn to `base` give the map at `position`.
+pub struct Frozen {
+    pub base: Tree,
+    pub position: Position,
+    parts: Vec<Layer>,
+}
+
+impl Frozen {
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The `i`th write set; a spilled one is read back, at most [`OVERLAY_MAX`] or so.
+    pub fn part(&self, i: usize) -> Result<Arc<WriteSet>, NodeError> {
+        match &self.parts[i] {
+            Layer::Set(set) => Ok(set.clone()),
+            Layer::Run(run) => run.load().map(Arc::new),
+        }
+    }
+}
+
+pub struct View {
+    tree: Tree,
+    /// Of the newest commit in it.
+    position: Position,
+    layers: Vec<Layer>,
+    /// So many of the layers are in the snapshot that is being built, up to the position.
+    frozen: Option<(usize, Position)>,
+    committed: WriteSet,
+    /// All of `operations` composed.
+    local: WriteSet,
+    operations: VecDeque<(u64, Arc<WriteSet>)>,
+    operations_bytes: usize,
+}
+
+impl View {
+    /// `tree` is the map at `position`.
+    pub fn new(tree: Tree, position: Position) -> Self {
+        Self {
+            tree,
+            position,
+            layers: vec![],
+            frozen: None,
+            committed: WriteSet::new(),
+            local: WriteSet::new(),
+            operations: VecDeque::new(),
+            operations_bytes: 0,
+        }
+    }
+
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Another session's commit, or one of ours from before this view.
+    pub fn apply(&mut self, position: Position, writes: &WriteSet) {
+        self.advance(position);
+        self.committed.then(writes);
+    }
+
+    /// An operation of ours that is done here and not yet committed.
+    pub fn push_local(&mut self, seq: u64, writes: Arc<WriteSet>) {
+        assert!(self.operations.back().is_none_or(|(last, _)| *last < seq), "operations in turn");
+        self.local.then(&writes);
+        self.operations_bytes += writes.size_bytes();
+        self.operations.push_back((seq, writes));
+    }
+
+    /// Our operations up to `up_to` were committed at `position`.
+    pub fn commit_local(&mut self, up_to: u64, position: Position) {
+        self.advance(position);
+        if self.operations.back().is_some_and(|(last, _)| *last <= up_to) {
+            // The usual end of a commit: all that is local, composed already.
+            self.operations.clear();
+            self.operations_bytes = 0;
+            let local = std::mem::take(&mut self.local);
+            match self.committed.is_empty() {
+                true => self.committed = local,
+                false => self.committed.then(&local),
+            }
+            return;
+        }
+        let done = self.operations.partition_point(|(seq, _)| *seq <= up_to);
+        for (_, writes) in self.operations.drain(..done) {
+            self.operations_bytes -= writes.size_bytes();
+            self.committed.then(&writes);
+        }
+        self.compose_local();
+    }
+
+    /// Our operations from `from` on were refused: they never happened.
+    pub fn drop_local(&mut self, from: u64) -> Vec<u64> {
+        let kept = self.operations.partition_point(|(seq, _)| *seq < from);
+        let dropped: Vec<_> = self.operations.drain(kept..).collect();
+        for (_, writes) in &dropped {
+            self.operations_bytes -= writes.size_bytes();
+        }
+        self.compose_local();
+        dropped.into_iter().map(|(seq, _)| seq).collect()
+    }
+
+    /// How many operations are not committed.
+    pub fn local_len(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Sets the commits so far aside for a snapshot; later ones go on above them.
+    pub fn freeze(&mut self) -> Frozen {
+        assert!(self.frozen.is_none(), "one snapshot is built at a time");
+        if !self.committed.is_empty() {
+            self.layers.push(Layer::Set(Arc::new(std::mem::take(&mut self.committed))));
+        }
+        self.frozen = Some((self.layers.len(), self.position));
+        Frozen { base: self.tree.clone(), position: self.position, parts: self.layers.clone() }
+    }
+
+    /// The frozen snapshot was built, and `root` is it.
+    pub fn rebase(&mut self, root: NodeRef, position: Position) {
+        let (layers, at) = self.frozen.take().expect("a snapshot was begun");
+        assert_eq!(at, position, "the snapshot is the one that was frozen");
+        self.layers.drain(..layers);
+        self.tree = Tree::new(root, self.tree.cache().clone());
+    }
+
+    /// The snapshot was not built: its layers stay, and a later one includes them.
+    pub fn thaw(&mut self) {
+        self.frozen = None;
+    }
+
+    /// Goes over to `fresh`, which has the same commits over another session's snapshot.
+    pub fn adopt(&mut self, fresh: View) {
+        assert_eq!(fresh.position, self.position, "the same commits");
+        assert!(fresh.operations.is_empty(), "only this view has local operations");
+        self.tree = fresh.tree;
+        self.layers = fresh.layers;
+        self.committed = fresh.committed;
+        self.frozen = None;
+    }
+
+    /// What the layers and local operations take in memory.
+    pub fn overlay_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| layer.ranges().size_bytes());
+        let now = self.committed.size_bytes() + self.local.size_bytes();
+        layers.sum::<usize>() + now + self.operations_bytes
+    }
+
+    /// What [`View::spill`] would take out of memory.
+    pub fn spillable_bytes(&self) -> usize {
+        self.committed.size_bytes()
+    }
+
+    /// Moves the newest commits into a sorted run: its nodes go to `sink`, which keeps them in a
+    /// local file and says where. They are asked for as tree nodes are, by [`NodeError::Missing`].
+    pub fn spill<E>(
+        &mut self,
+        keys: &TreeKeys,
+        sink: &mut impl FnMut(NewNode) -> Result<ChunkId, E>,
+    ) -> Result<(), E> {
+        if !self.committed.is_empty() {
+            let run = Run::write(&self.committed, keys, self.tree.cache().clone(), sink)?;
+            self.committed = WriteSet::new();
+            self.layers.push(Layer::Run(Arc::new(run)));
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, position: Position) {
+        assert!(position > self.position, "commits come in the order of the log");
+        self.position = position;
+    }
+
+    fn compose_local(&mut self) {
+        self.local = WriteSet::new();
+        for (_, writes) in &self.operations {
+            self.local.then(writes);
+        }
+    }
+
+    /// The value of `bytes` below the sets in memory that `merges` were found in.
+    fn beneath(&self, key: &Key, bytes: &KeyBytes) -> Result<Found, NodeError> {
+        let mut merges = vec![];
+        for set in [&self.local, &self.committed] {
+            if let Some(found) = look(set.get(bytes), set, bytes, &mut merges) {
+                return Ok(Found { value: found, merges });
+            }
+        }
+        for layer in self.layers.iter().rev() {
+            let found = match layer {
+                Layer::Set(set) => look(set.get(bytes), set, bytes, &mut merges),
+                Layer::Run(run) => {
+                    look(run.change(bytes)?.as_ref(), run.ranges(), bytes, &mut merges)
+                }
+            };
+            if let Some(value) = found {
+                return Ok(Found { value, merges });
+            }
+        }
+        let value = self.tree.raw(bytes, |raw| decoded(key, raw))?;
+        Ok(Found { value, merges })
+    }
+}
+
+struct Found {
+    value: Option<Value>,
+    /// To be made to it, newest first.
+    merges: Vec<Merge>,
+}
+
+/// The value that this layer settles, if it does; a merge waits for what is beneath.
+fn look(
+    change: Option<&Change>,
+    set: &WriteSet,
+    key: &[u8],
+    merges: &mut Vec<Merge>,
+) -> Option<Option<Value>> {
+    match change {
+        Some(Change::Put(value)) => return Some(Some(value.clone())),
+        Some(Change::Delete) => return Some(None),
+        Some(Change::Merge(merge)) => merges.push(merge.clone()),
+        None => (),
+    }
+    set.is_in_range(key).then_some(None)
+}
+
+impl Read for View {
+    fn get(&self, key: &Key) -> Result<Option<Value>, NodeError> {
+        let found = self.beneath(key, &key.encode())?;
+        let merged = |value, merge: &Merge| merge.apply(value);
+        Ok(found.merges.iter().rev().fold(found.value, merged))
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>, NodeError> {
+        let mut walk = Walk::new(self, from, to)?;
+        let mut found = vec![];
+        while found.len() < limit {
+            match walk.next()? {
+                Some(entry) => found.push(entry),
+                None => break,
+            }
+        }
+        Ok(found)
+    }
+}
