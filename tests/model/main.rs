@@ -1,21 +1,24 @@
 //! The namespace behaves as POSIX: random operations on it and on a reference that anyone can
 //! read give the same replies, attributes, listings and bytes.
 
+mod listing;
 mod ops;
 mod reference;
+mod rules;
+mod sessions;
 mod world;
 
 use mictlan::meta::namespace::{Op, plan};
 use ops::histories;
 use proptest::prelude::*;
 use reference::Model;
-use world::{apply, compare, env, founded, refused, root, seconds};
+use world::{apply, assert_covered, compare, env, founded, refused, root, seconds};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn the_namespace_behaves_like_the_model(ops in histories(1, 60)) {
+    fn the_namespace_behaves_like_the_model(ops in histories(1, 1, 60)) {
         let mut map = founded();
         let mut model = Model::founded(root(&map));
         for (i, op) in ops.iter().enumerate() {
@@ -24,6 +27,7 @@ proptest! {
             let reply = planned.as_ref().map(|p| p.reply.clone()).map_err(|e| *e);
             prop_assert_eq!(reply, model.step(now, op), "step {}: {:?}", i, op);
             if let Ok(planned) = planned {
+                assert_covered(&planned, 1);
                 apply(&mut map, &planned.writes);
             }
             compare(&map, &model);
@@ -31,7 +35,7 @@ proptest! {
     }
 
     #[test]
-    fn an_operation_survives_the_journal(ops in histories(1, 20)) {
+    fn an_operation_survives_the_journal(ops in histories(1, 1, 20)) {
         for op in ops {
             let bytes = op.encode();
             prop_assert_eq!(Op::decode(&bytes), Ok(op));

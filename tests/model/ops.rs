@@ -8,13 +8,13 @@ use mictlan::meta::inode::FileKind;
 use mictlan::meta::namespace::*;
 use proptest::prelude::*;
 
-/// Inode numbers that the operations name; some are not made yet, or no more.
-const INODES: u32 = 7;
+/// Inode numbers of each session that the operations name; some are not made yet, or no more.
+const INODES: u32 = 6;
 const BLOCKS: u64 = 40;
 
 /// Operations in the order of their calls. Made inodes are numbered here, as a session does.
-pub fn histories(session: u32, len: usize) -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec(op(session), 1..len).prop_map(move |mut ops| {
+pub fn histories(session: u32, sessions: u32, len: usize) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op(sessions), 1..len).prop_map(move |mut ops| {
         let mut made = 0;
         for op in &mut ops {
             if let Op::Make(make) = op {
@@ -26,11 +26,11 @@ pub fn histories(session: u32, len: usize) -> impl Strategy<Value = Vec<Op>> {
     })
 }
 
-fn op(session: u32) -> impl Strategy<Value = Op> {
-    let place = move || place(session);
+fn op(sessions: u32) -> impl Strategy<Value = Op> {
+    let place = move || place(sessions);
     prop_oneof![
-        6 => make(session),
-        1 => (ino(session), place()).prop_map(|(ino, to)| Op::Link { ino, to }),
+        6 => make(sessions),
+        1 => (ino(sessions), place()).prop_map(|(ino, to)| Op::Link { ino, to }),
         2 => place().prop_map(Op::Unlink),
         2 => place().prop_map(Op::Rmdir),
         4 => (place(), place(), 0..4u8).prop_map(|(from, to, mode)| {
@@ -41,24 +41,24 @@ fn op(session: u32) -> impl Strategy<Value = Op> {
             };
             Op::Rename { from, to, mode }
         }),
-        3 => set_attr(session),
-        3 => set_xattr(session),
-        1 => (ino(session), xattr_name(), any::<bool>())
+        3 => set_attr(sessions),
+        3 => set_xattr(sessions),
+        1 => (ino(sessions), xattr_name(), any::<bool>())
             .prop_map(|(ino, name, privileged)| Op::RemoveXattr { ino, name, privileged }),
-        5 => bytes(session),
-        3 => allocate(session),
-        3 => copy(session),
-        1 => ino(session).prop_map(|ino| Op::Reap { ino }),
+        5 => bytes(sessions),
+        3 => allocate(sessions),
+        3 => copy(sessions),
+        1 => ino(sessions).prop_map(|ino| Op::Reap { ino }),
     ]
 }
 
-fn ino(session: u32) -> impl Strategy<Value = Ino> {
-    let own = move |n| if n == 0 { Ino::ROOT } else { Ino::of(SessionId(session), n) };
+fn ino(sessions: u32) -> impl Strategy<Value = Ino> {
+    let own = move |n| if n == 0 { Ino::ROOT } else { Ino::of(SessionId(sessions), n) };
     (0..INODES).prop_map(own)
 }
 
-fn place(session: u32) -> impl Strategy<Value = Place> {
-    (ino(session), "[abc]").prop_map(|(dir, name)| Place {
+fn place(sessions: u32) -> impl Strategy<Value = Place> {
+    (ino(sessions), "[abc]").prop_map(|(dir, name)| Place {
         dir,
         name: Name::parse(name.as_bytes()).expect("a letter"),
     })
@@ -68,7 +68,7 @@ fn mode() -> impl Strategy<Value = u32> {
     prop::sample::select(vec![0o644, 0o755, 0o2775, 0o6755, 0o4700, 0o2644, 0o1777])
 }
 
-fn make(session: u32) -> impl Strategy<Value = Op> {
+fn make(sessions: u32) -> impl Strategy<Value = Op> {
     let kind = prop_oneof![
         Just(FileKind::File),
         Just(FileKind::File),
@@ -77,7 +77,7 @@ fn make(session: u32) -> impl Strategy<Value = Op> {
         Just(FileKind::Symlink),
         Just(FileKind::Fifo),
     ];
-    (place(session), kind, mode(), 1..3u32, prop::sample::select(vec![0, 0o22, 0o77])).prop_map(
+    (place(sessions), kind, mode(), 1..3u32, prop::sample::select(vec![0, 0o22, 0o77])).prop_map(
         |(at, kind, mode, gid, umask)| {
             let target: &[u8] = if kind == FileKind::Symlink { b"to" } else { b"" };
             let (ino, target) = (Ino(0), target.into());
@@ -86,12 +86,12 @@ fn make(session: u32) -> impl Strategy<Value = Op> {
     )
 }
 
-fn set_attr(session: u32) -> impl Strategy<Value = Op> {
+fn set_attr(sessions: u32) -> impl Strategy<Value = Op> {
     let time = || prop::option::of(prop_oneof![Just(SetTime::Now), at_time()]);
     let flags = (any::<bool>(), any::<bool>());
     let owner = (prop::option::of(1..3u32), prop::option::of(1..3u32));
     let size = prop::option::of((0..BLOCKS).prop_map(|b| b * BLOCK));
-    (ino(session), prop::option::of(mode()), owner, size, time(), time(), flags).prop_map(
+    (ino(sessions), prop::option::of(mode()), owner, size, time(), time(), flags).prop_map(
         |(ino, mode, (uid, gid), size, atime, mtime, (kill_priv, kill_sgid))| {
             let flags = SetAttr { kill_priv, kill_sgid, ..SetAttr::of(ino) };
             Op::SetAttr(SetAttr { mode, uid, gid, size, atime, mtime, ..flags })
@@ -118,10 +118,10 @@ fn xattr_name() -> impl Strategy<Value = Box<[u8]>> {
     prop::sample::select(names.map(Box::<[u8]>::from).to_vec())
 }
 
-fn set_xattr(session: u32) -> impl Strategy<Value = Op> {
+fn set_xattr(sessions: u32) -> impl Strategy<Value = Op> {
     let mode = prop::sample::select(vec![XattrMode::Any, XattrMode::Create, XattrMode::Replace]);
     let lists = prop::array::uniform5(0..8u32);
-    (ino(session), xattr_name(), lists, 0..5u8, mode, (any::<bool>(), any::<bool>())).prop_map(
+    (ino(sessions), xattr_name(), lists, 0..5u8, mode, (any::<bool>(), any::<bool>())).prop_map(
         |(ino, name, list, form, mode, (privileged, kill_sgid))| {
             let minimal = [(1, list[0], !0), (4, list[2], !0), (32, list[4], !0)];
             let value = match form {
@@ -142,9 +142,9 @@ fn extents(blocks: std::ops::Range<u64>, chunk: u8) -> Vec<Extent> {
     split_at_buckets(Extent { offset, len, chunk, at: 11, packed: None })
 }
 
-fn bytes(session: u32) -> impl Strategy<Value = Op> {
+fn bytes(sessions: u32) -> impl Strategy<Value = Op> {
     let runs = (0..BLOCKS, 1..25u64, 1..8u64, 0..9u64);
-    (ino(session), runs, 0..200u8, any::<bool>(), 0..4u8).prop_map(
+    (ino(sessions), runs, 0..200u8, any::<bool>(), 0..4u8).prop_map(
         |(ino, (start, len, gap, second), chunk, kill_priv, form)| {
             let mtime = seconds(i64::from(chunk));
             if form == 0 {
@@ -160,7 +160,7 @@ fn bytes(session: u32) -> impl Strategy<Value = Op> {
     )
 }
 
-fn allocate(session: u32) -> impl Strategy<Value = Op> {
+fn allocate(sessions: u32) -> impl Strategy<Value = Op> {
     let mode = prop::sample::select(vec![
         AllocateMode::Reserve,
         AllocateMode::ReserveKeepSize,
@@ -168,7 +168,7 @@ fn allocate(session: u32) -> impl Strategy<Value = Op> {
         AllocateMode::Zero,
         AllocateMode::ZeroKeepSize,
     ]);
-    (ino(session), mode, 0..BLOCKS, 0..BLOCKS, any::<bool>()).prop_map(
+    (ino(sessions), mode, 0..BLOCKS, 0..BLOCKS, any::<bool>()).prop_map(
         |(ino, mode, offset, len, kill_priv)| {
             let (offset, len) = (offset * BLOCK, len * BLOCK);
             Op::Allocate(Allocate { ino, mode, offset, len, kill_priv })
@@ -176,9 +176,9 @@ fn allocate(session: u32) -> impl Strategy<Value = Op> {
     )
 }
 
-fn copy(session: u32) -> impl Strategy<Value = Op> {
+fn copy(sessions: u32) -> impl Strategy<Value = Op> {
     let offsets = (0..BLOCKS, 0..BLOCKS, 0..BLOCKS);
-    (ino(session), ino(session), offsets, any::<bool>()).prop_map(
+    (ino(sessions), ino(sessions), offsets, any::<bool>()).prop_map(
         |(from, to, (from_offset, to_offset, len), kill_priv)| {
             let (from_offset, to_offset) = (from_offset * BLOCK, to_offset * BLOCK);
             let len = len * BLOCK;

@@ -1,7 +1,8 @@
 //! The real thing under test: plans applied to a map, and what the map then shows.
 
 use super::reference::{BLOCK, Model, Node};
-use mictlan::id::{Ino, Name};
+use mictlan::id::{Ino, Name, SessionId};
+use mictlan::meta::cover::covered;
 use mictlan::meta::error::{FsError, ReadError};
 use mictlan::meta::inode::{Inode, Stamp};
 use mictlan::meta::key::Key;
@@ -12,6 +13,8 @@ use mictlan::meta::write::WriteSet;
 use std::collections::BTreeMap;
 
 pub const DIRENT_KEY: [u8; 32] = [7; 32];
+
+pub const TAG_KEY: [u8; 32] = [8; 32];
 
 pub type Map = BTreeMap<Key, Value>;
 
@@ -47,6 +50,29 @@ pub fn apply(map: &mut Map, writes: &WriteSet) {
             Some(value) => drop(map.insert(key, value)),
             None => drop(map.remove(&key)),
         }
+    }
+}
+
+/// Followers would not skip this commit of `session`.
+pub fn assert_covered(planned: &Planned, session: u32) {
+    let tags = planned.facts.tags(&TAG_KEY).expect("few tags");
+    let fresh = |ino: Ino| ino.session() == Some(SessionId(session));
+    assert_eq!(covered(&planned.writes, &tags, &TAG_KEY, fresh), Ok(()));
+}
+
+/// Plans and applies what must succeed.
+pub fn run(map: &mut Map, secs: i64, op: &Op) -> Reply {
+    let planned = plan(map, &env(seconds(secs)), op).expect("the operation is allowed");
+    assert_covered(&planned, 1);
+    apply(map, &planned.writes);
+    planned.reply
+}
+
+/// Why an operation is refused.
+pub fn refusal(map: &Map, op: &Op) -> FsError {
+    match plan(map, &env(seconds(99)), op) {
+        Ok(planned) => panic!("{op:?} was allowed: {planned:?}"),
+        Err(error) => refused(error),
     }
 }
 

@@ -8,7 +8,7 @@ use super::op::{SetXattr, XattrMode};
 use super::{Reply, read};
 use crate::id::Ino;
 use crate::meta::error::{FsError, ReadError};
-use crate::meta::inode::{FileKind, Inode, InodeMerge, ModeChange, SET_GID};
+use crate::meta::inode::{FileKind, Inode, InodeMerge, ModeChange, SET_GID, SET_UID};
 use crate::meta::key::{Key, XATTR_NAME_MAX};
 use crate::meta::tag::Fact;
 use crate::meta::tree::Read;
@@ -117,6 +117,10 @@ fn set_acl(draft: &mut Draft<impl Read>, set: &SetXattr, inode: Inode) -> Result
     match &list {
         Some(list) if access => {
             let mut mode = inode.mode & !0o777 | list.permissions();
+            if inode.mode & (SET_UID | SET_GID) != 0 {
+                // A write that takes these bits away at the same time must not be undone.
+                draft.facts.read(Fact::Data(set.ino));
+            }
             if set.kill_sgid {
                 mode &= !SET_GID;
             }
