@@ -8,17 +8,22 @@ mod rules;
 mod sessions;
 mod world;
 
+use mictlan::id::{Ino, SessionId};
 use mictlan::meta::namespace::{Op, plan};
-use ops::histories;
+use ops::{Alphabet, histories};
 use proptest::prelude::*;
 use reference::Model;
 use world::{apply, assert_covered, compare, env, founded, refused, root, seconds};
+
+fn random(len: usize) -> impl Strategy<Value = Vec<Op>> {
+    histories(Alphabet::of_session(1), Ino::of(SessionId(1), 1), len)
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn the_namespace_behaves_like_the_model(ops in histories(1, 1, 60)) {
+    fn the_namespace_behaves_like_the_model(ops in random(60)) {
         let mut map = founded();
         let mut model = Model::founded(root(&map));
         for (i, op) in ops.iter().enumerate() {
@@ -35,7 +40,7 @@ proptest! {
     }
 
     #[test]
-    fn an_operation_survives_the_journal(ops in histories(1, 1, 20)) {
+    fn an_operation_survives_the_journal(ops in random(20)) {
         for op in ops {
             let bytes = op.encode();
             prop_assert_eq!(Op::decode(&bytes), Ok(op));

@@ -8,30 +8,46 @@ use mictlan::meta::inode::FileKind;
 use mictlan::meta::namespace::*;
 use proptest::prelude::*;
 
-/// Inode numbers of each session that the operations name; some are not made yet, or no more.
-const INODES: u32 = 6;
 const BLOCKS: u64 = 40;
 
-/// Operations in the order of their calls. Made inodes are numbered here, as a session does.
-pub fn histories(session: u32, sessions: u32, len: usize) -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec(op(sessions), 1..len).prop_map(move |mut ops| {
-        let mut made = 0;
+/// What the operations name; some of it is not made yet, or no more.
+#[derive(Clone)]
+pub struct Alphabet {
+    /// Looked for names in.
+    pub dirs: Vec<Ino>,
+    /// Changed otherwise.
+    pub inodes: Vec<Ino>,
+}
+
+impl Alphabet {
+    /// The first inodes of a session, whatever they become.
+    pub fn of_session(session: u32) -> Self {
+        let mut inodes = vec![Ino::ROOT];
+        inodes.extend((1..7).map(|n| Ino::of(SessionId(session), n)));
+        Alphabet { dirs: inodes.clone(), inodes }
+    }
+}
+
+/// Operations in the order of their calls. What they make is numbered from `next` on.
+pub fn histories(names: Alphabet, next: Ino, len: usize) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op(&names), 1..len).prop_map(move |mut ops| {
+        let mut next = next;
         for op in &mut ops {
             if let Op::Make(make) = op {
-                made += 1;
-                make.ino = Ino::of(SessionId(session), made);
+                make.ino = next;
+                next.0 += 1;
             }
         }
         ops
     })
 }
 
-fn op(sessions: u32) -> impl Strategy<Value = Op> {
-    let place = move || place(sessions);
+fn op(names: &Alphabet) -> impl Strategy<Value = Op> + use<> {
+    let place = || place(names);
     prop_oneof![
-        6 => make(sessions),
-        1 => (ino(sessions), place()).prop_map(|(ino, to)| Op::Link { ino, to }),
-        2 => place().prop_map(Op::Unlink),
+        6 => make(names),
+        4 => (ino(names), place()).prop_map(|(ino, to)| Op::Link { ino, to }),
+        4 => place().prop_map(Op::Unlink),
         2 => place().prop_map(Op::Rmdir),
         4 => (place(), place(), 0..4u8).prop_map(|(from, to, mode)| {
             let mode = match mode {
@@ -41,24 +57,23 @@ fn op(sessions: u32) -> impl Strategy<Value = Op> {
             };
             Op::Rename { from, to, mode }
         }),
-        3 => set_attr(sessions),
-        3 => set_xattr(sessions),
-        1 => (ino(sessions), xattr_name(), any::<bool>())
+        3 => set_attr(names),
+        3 => set_xattr(names),
+        1 => (ino(names), xattr_name(), any::<bool>())
             .prop_map(|(ino, name, privileged)| Op::RemoveXattr { ino, name, privileged }),
-        5 => bytes(sessions),
-        3 => allocate(sessions),
-        3 => copy(sessions),
-        1 => ino(sessions).prop_map(|ino| Op::Reap { ino }),
+        5 => bytes(names),
+        3 => allocate(names),
+        3 => copy(names),
+        1 => ino(names).prop_map(|ino| Op::Reap { ino }),
     ]
 }
 
-fn ino(sessions: u32) -> impl Strategy<Value = Ino> {
-    let own = move |n| if n == 0 { Ino::ROOT } else { Ino::of(SessionId(sessions), n) };
-    (0..INODES).prop_map(own)
+fn ino(names: &Alphabet) -> impl Strategy<Value = Ino> + use<> {
+    prop::sample::select(names.inodes.clone())
 }
 
-fn place(sessions: u32) -> impl Strategy<Value = Place> {
-    (ino(sessions), "[abc]").prop_map(|(dir, name)| Place {
+fn place(names: &Alphabet) -> impl Strategy<Value = Place> + use<> {
+    (prop::sample::select(names.dirs.clone()), "[abc]").prop_map(|(dir, name)| Place {
         dir,
         name: Name::parse(name.as_bytes()).expect("a letter"),
     })
@@ -68,7 +83,7 @@ fn mode() -> impl Strategy<Value = u32> {
     prop::sample::select(vec![0o644, 0o755, 0o2775, 0o6755, 0o4700, 0o2644, 0o1777])
 }
 
-fn make(sessions: u32) -> impl Strategy<Value = Op> {
+fn make(names: &Alphabet) -> impl Strategy<Value = Op> + use<> {
     let kind = prop_oneof![
         Just(FileKind::File),
         Just(FileKind::File),
@@ -77,7 +92,7 @@ fn make(sessions: u32) -> impl Strategy<Value = Op> {
         Just(FileKind::Symlink),
         Just(FileKind::Fifo),
     ];
-    (place(sessions), kind, mode(), 1..3u32, prop::sample::select(vec![0, 0o22, 0o77])).prop_map(
+    (place(names), kind, mode(), 1..3u32, prop::sample::select(vec![0, 0o22, 0o77])).prop_map(
         |(at, kind, mode, gid, umask)| {
             let target: &[u8] = if kind == FileKind::Symlink { b"to" } else { b"" };
             let (ino, target) = (Ino(0), target.into());
@@ -86,12 +101,12 @@ fn make(sessions: u32) -> impl Strategy<Value = Op> {
     )
 }
 
-fn set_attr(sessions: u32) -> impl Strategy<Value = Op> {
+fn set_attr(names: &Alphabet) -> impl Strategy<Value = Op> + use<> {
     let time = || prop::option::of(prop_oneof![Just(SetTime::Now), at_time()]);
     let flags = (any::<bool>(), any::<bool>());
     let owner = (prop::option::of(1..3u32), prop::option::of(1..3u32));
     let size = prop::option::of((0..BLOCKS).prop_map(|b| b * BLOCK));
-    (ino(sessions), prop::option::of(mode()), owner, size, time(), time(), flags).prop_map(
+    (ino(names), prop::option::of(mode()), owner, size, time(), time(), flags).prop_map(
         |(ino, mode, (uid, gid), size, atime, mtime, (kill_priv, kill_sgid))| {
             let flags = SetAttr { kill_priv, kill_sgid, ..SetAttr::of(ino) };
             Op::SetAttr(SetAttr { mode, uid, gid, size, atime, mtime, ..flags })
@@ -118,10 +133,10 @@ fn xattr_name() -> impl Strategy<Value = Box<[u8]>> {
     prop::sample::select(names.map(Box::<[u8]>::from).to_vec())
 }
 
-fn set_xattr(sessions: u32) -> impl Strategy<Value = Op> {
+fn set_xattr(names: &Alphabet) -> impl Strategy<Value = Op> + use<> {
     let mode = prop::sample::select(vec![XattrMode::Any, XattrMode::Create, XattrMode::Replace]);
     let lists = prop::array::uniform5(0..8u32);
-    (ino(sessions), xattr_name(), lists, 0..5u8, mode, (any::<bool>(), any::<bool>())).prop_map(
+    (ino(names), xattr_name(), lists, 0..5u8, mode, (any::<bool>(), any::<bool>())).prop_map(
         |(ino, name, list, form, mode, (privileged, kill_sgid))| {
             let minimal = [(1, list[0], !0), (4, list[2], !0), (32, list[4], !0)];
             let value = match form {
@@ -142,9 +157,9 @@ fn extents(blocks: std::ops::Range<u64>, chunk: u8) -> Vec<Extent> {
     split_at_buckets(Extent { offset, len, chunk, at: 11, packed: None })
 }
 
-fn bytes(sessions: u32) -> impl Strategy<Value = Op> {
+fn bytes(names: &Alphabet) -> impl Strategy<Value = Op> + use<> {
     let runs = (0..BLOCKS, 1..25u64, 1..8u64, 0..9u64);
-    (ino(sessions), runs, 0..200u8, any::<bool>(), 0..4u8).prop_map(
+    (ino(names), runs, 0..200u8, any::<bool>(), 0..4u8).prop_map(
         |(ino, (start, len, gap, second), chunk, kill_priv, form)| {
             let mtime = seconds(i64::from(chunk));
             if form == 0 {
@@ -160,7 +175,7 @@ fn bytes(sessions: u32) -> impl Strategy<Value = Op> {
     )
 }
 
-fn allocate(sessions: u32) -> impl Strategy<Value = Op> {
+fn allocate(names: &Alphabet) -> impl Strategy<Value = Op> + use<> {
     let mode = prop::sample::select(vec![
         AllocateMode::Reserve,
         AllocateMode::ReserveKeepSize,
@@ -168,7 +183,7 @@ fn allocate(sessions: u32) -> impl Strategy<Value = Op> {
         AllocateMode::Zero,
         AllocateMode::ZeroKeepSize,
     ]);
-    (ino(sessions), mode, 0..BLOCKS, 0..BLOCKS, any::<bool>()).prop_map(
+    (ino(names), mode, 0..BLOCKS, 0..BLOCKS, any::<bool>()).prop_map(
         |(ino, mode, offset, len, kill_priv)| {
             let (offset, len) = (offset * BLOCK, len * BLOCK);
             Op::Allocate(Allocate { ino, mode, offset, len, kill_priv })
@@ -176,9 +191,9 @@ fn allocate(sessions: u32) -> impl Strategy<Value = Op> {
     )
 }
 
-fn copy(sessions: u32) -> impl Strategy<Value = Op> {
+fn copy(names: &Alphabet) -> impl Strategy<Value = Op> + use<> {
     let offsets = (0..BLOCKS, 0..BLOCKS, 0..BLOCKS);
-    (ino(sessions), ino(sessions), offsets, any::<bool>()).prop_map(
+    (ino(names), ino(names), offsets, any::<bool>()).prop_map(
         |(from, to, (from_offset, to_offset, len), kill_priv)| {
             let (from_offset, to_offset) = (from_offset * BLOCK, to_offset * BLOCK);
             let len = len * BLOCK;
