@@ -37,7 +37,7 @@ echo -n "without an index: "
 "$driver" check "$mnt/store" <"$work/acked"
 
 # A file size limit refuses a write in the middle of a group, as a dying disk would.
-if (trap '' XFSZ; ulimit -f 8192; exec "$driver" put "$mnt/limited" 0 500 100000) \
+if (trap '' XFSZ; ulimit -f 100000; exec "$driver" put "$mnt/limited" 0 500 1000000) \
     >"$work/acked.limit" 2>"$work/err.limit"; then
     echo "a refused write was called good"; exit 1
 fi
