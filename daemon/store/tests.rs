@@ -148,8 +148,8 @@ async fn a_damaged_chunk_is_never_returned_and_is_replaced_by_the_next_put() {
     }
     assert_eq!(store.damaged(None, 9).expect("listed"), [bad.chunk()]);
     assert_eq!(store.have(vec![bad.chunk()]).await.expect("asked"), [None], "not stamped either");
-    check(&store, &[good.clone()]).await;
-    put(&store, &[bad.clone()]).await;
+    check(&store, std::slice::from_ref(&good)).await;
+    put(&store, std::slice::from_ref(&bad)).await;
     check(&store, &[bad.clone(), good.clone()]).await;
     assert_eq!(store.stat().damaged, 0);
     drop(store);

@@ -288,7 +288,7 @@ impl<'a> Group<'a> {
     fn put(&mut self, chunks: &[Checked]) -> Result<Result<Vec<Receipt>, WriteError>, IndexError> {
         let mut asked = 0;
         for chunk in chunks {
-            if !self.changes.entry(&chunk.chunk)?.is_some_and(|entry| !entry.damaged) {
+            if self.changes.entry(&chunk.chunk)?.is_none_or(|entry| entry.damaged) {
                 asked += frame_len(chunk.bytes.len() as u64);
             }
         }
