@@ -3,6 +3,7 @@
 
 mod journal;
 mod listing;
+mod mounted;
 mod ops;
 mod reference;
 mod rules;
