@@ -9,6 +9,7 @@ use crate::meta::key::{Key, KeyBytes, KeyKind, Span};
 use crate::meta::value::Value;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 /// A change of a value that is made to whatever value is there.
@@ -69,6 +70,21 @@ impl Change {
             Self::Delete => None,
             Self::Merge(merge) => merge.apply(value),
         }
+    }
+
+    /// Becomes "this, then `next`".
+    fn then(&mut self, next: Change) {
+        *self = match (std::mem::replace(self, Self::Delete), next) {
+            (Self::Merge(mut earlier), Self::Merge(later)) => {
+                earlier.then(&later);
+                Self::Merge(earlier)
+            }
+            (Self::Put(value), Self::Merge(later)) => {
+                later.apply(Some(value)).map_or(Self::Delete, Self::Put)
+            }
+            (Self::Delete, Self::Merge(later)) => later.apply(None).map_or(Self::Delete, Self::Put),
+            (_, next) => next,
+        };
     }
 
     fn weight(&self) -> usize {
@@ -234,28 +250,30 @@ impl WriteSet {
 
     pub(crate) fn change(&mut self, key: KeyBytes, change: Change) {
         let covered = self.is_in_range(&key);
-        let composed = match (self.changes.get_mut(&key), change) {
-            (Some(Change::Merge(earlier)), Change::Merge(later)) => {
-                earlier.then(&later);
-                return;
+        let entry = ENTRY + key.len();
+        match self.changes.entry(key) {
+            Entry::Vacant(slot) => {
+                let change = match change {
+                    // The range says it already.
+                    Change::Delete if covered => return,
+                    Change::Merge(merge) if covered => match merge.apply(None) {
+                        Some(value) => Change::Put(value),
+                        None => return,
+                    },
+                    change => change,
+                };
+                self.bytes += entry + change.weight();
+                slot.insert(change);
             }
-            (Some(old @ (Change::Put(_) | Change::Delete)), Change::Merge(later)) => {
-                later.apply(old.apply(None)).map_or(Change::Delete, Change::Put)
+            Entry::Occupied(slot) if covered && change == Change::Delete => {
+                self.bytes -= entry + slot.remove().weight();
             }
-            (None, Change::Merge(later)) if covered => match later.apply(None) {
-                Some(value) => Change::Put(value),
-                None => return,
-            },
-            // The range says it already.
-            (_, Change::Delete) if covered => {
-                self.forget(&key);
-                return;
+            Entry::Occupied(mut slot) => {
+                self.bytes -= slot.get().weight();
+                slot.get_mut().then(change);
+                self.bytes += slot.get().weight();
             }
-            (_, change) => change,
-        };
-        self.forget(&key);
-        self.bytes += ENTRY + key.len() + composed.weight();
-        self.changes.insert(key, composed);
+        }
     }
 
     fn forget(&mut self, key: &KeyBytes) {

@@ -226,7 +226,7 @@ fn inner_nodes_are_rebuilt_as_leaves_are() {
     }
     let mut batches = vec![all.clone()];
     let mut seed = 1u64;
-    for _ in 0..4 {
+    for _ in 0..2 {
         let mut some = WriteSet::new();
         for _ in 0..40 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
