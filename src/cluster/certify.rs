@@ -221,3 +221,73 @@ impl From<Stored> for Window {
         window
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[derive(Debug, Clone)]
+    struct Step {
+        lineage: SessionId,
+        /// How far the base lags behind the newest position.
+        lag: u64,
+        tags: TagList,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let tags = || prop::collection::btree_set((0..5u8).prop_map(|n| Tag([n; 8])), 0..3);
+        (1..4u32, 0..12u64, tags(), tags(), tags()).prop_map(|(lineage, lag, r, w, a)| {
+            let tags = TagList::of(r, w, a).expect("few");
+            Step { lineage: SessionId(lineage), lag, tags }
+        })
+    }
+
+    /// The rule in the words of the design: read/read and add/add go together, all else conflicts.
+    fn serial_conflict(earlier: &TagList, later: &TagList) -> bool {
+        let set = |tags: &[Tag]| tags.iter().copied().collect::<BTreeSet<_>>();
+        let meets = |a: &[Tag], b: &[Tag]| !set(a).is_disjoint(&set(b));
+        meets(earlier.writes(), later.writes())
+            || meets(earlier.writes(), later.reads())
+            || meets(earlier.writes(), later.adds())
+            || meets(earlier.reads(), later.writes())
+            || meets(earlier.adds(), later.writes())
+            || meets(earlier.reads(), later.adds())
+            || meets(earlier.adds(), later.reads())
+    }
+
+    proptest! {
+        #[test]
+        fn a_commit_passes_exactly_when_the_serial_history_has_no_conflict(
+            steps in prop::collection::vec(step(), 1..80), limit in 3..40usize,
+        ) {
+            let mut window = Window::default();
+            let mut history: Vec<(Position, SessionId, TagList)> = Vec::new();
+            for (at, Step { lineage, lag, tags }) in (1u64..).zip(steps) {
+                let base = Position((at - 1).saturating_sub(lag));
+                let answer = window.certify(lineage, base, &tags);
+                let others = history.iter().filter(|(p, l, _)| *p > base && *l != lineage);
+                let clash = others.clone().any(|(_, _, theirs)| serial_conflict(theirs, &tags));
+                if base < window.floor() {
+                    let stale = matches!(answer, Err(Refusal::StaleBase { .. }));
+                    prop_assert!(stale);
+                } else {
+                    prop_assert_eq!(answer.is_err(), clash, "{:?}", answer);
+                }
+                let since = others.map(|(p, _, theirs)| (*p, theirs));
+                prop_assert_eq!(certify_locally(since, &tags).is_err(), clash);
+                if !clash {
+                    window.record(lineage, Position(at), &tags);
+                    window.evict_down_to(limit);
+                    history.push((Position(at), lineage, tags));
+                }
+                prop_assert!(window.len() <= limit);
+                let bytes = postcard::to_allocvec(&window).expect("it is plain data");
+                let again: Window = postcard::from_bytes(&bytes).expect("its own bytes");
+                prop_assert_eq!(&again, &window);
+                window = again;
+            }
+        }
+    }
+}

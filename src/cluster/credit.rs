@@ -99,3 +99,40 @@ fn room(free: &[u64], copies: u32) -> u64 {
     }
     best
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn promises_never_exceed_what_is_free() {
+        let mut credits = Credits::default();
+        for peer in 1..4 {
+            credits.reported(Moment(0), PeerId(peer), 100 * MIB);
+        }
+        let mut sum = 0;
+        for session in 1..200 {
+            sum += credits.grant(Moment(1), SessionId(session), 50 * MIB, 3);
+        }
+        assert!((98 * MIB..=100 * MIB).contains(&sum), "{sum}");
+        assert_eq!(credits.grant(Moment(1), SessionId(9), MIB * 2, 3), 0, "full says 0");
+        credits.ended(SessionId(1));
+        assert!(credits.grant(Moment(1), SessionId(9), MIB, 3) > 0);
+        assert_eq!(credits.left(Moment(REPORT_MS), 3), 0, "old reports promise nothing");
+    }
+
+    proptest! {
+        #[test]
+        fn room_is_what_copies_on_different_peers_can_fill(
+            free in prop::collection::vec(0..40u64, 1..6), copies in 1..5u32,
+        ) {
+            let x = room(&free, copies);
+            let n = u64::from(copies).min(free.len() as u64);
+            let fits = |x: u64| free.iter().map(|f| (*f).min(x)).sum::<u64>() >= n * x;
+            prop_assert!(fits(x) && !fits(x + 1), "{x}");
+        }
+    }
+}

@@ -42,11 +42,15 @@ pub enum Unit {
     Volume,
     /// A directory, or a file of several links, by a keyed hash: voters learn no inode number.
     Part([u8; 8]),
+    /// The right to build the next snapshot root, beside whatever else is held.
+    Snapshot,
 }
 
 impl Unit {
     pub fn overlaps(self, other: Unit) -> bool {
-        self == other || self == Unit::Volume || other == Unit::Volume
+        let part = |unit| unit != Unit::Snapshot;
+        let either = self == Unit::Volume || other == Unit::Volume;
+        self == other || either && part(self) && part(other)
     }
 }
 
@@ -66,7 +70,9 @@ pub enum Ask {
     Pass(Vec<Unit>, Mode),
 }
 
-/// The driver's name for a request that it will have to answer.
+/// The driver's name for a request that it will have to answer, never used twice. A lease is
+/// known by the ticket that granted it last, so that a release which comes late, or twice, does
+/// not give away a lease that was granted anew.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Ticket(pub u64);
 
@@ -87,10 +93,12 @@ pub enum Event {
         session: SessionId,
         unit: Unit,
         mode: Mode,
+        granted: Ticket,
     },
     Released {
         session: SessionId,
         unit: Unit,
+        granted: Ticket,
     },
     /// Nobody waits for the answer any more.
     Withdrawn(Ticket),
@@ -118,6 +126,7 @@ pub enum Effect {
     Recall {
         session: SessionId,
         unit: Unit,
+        granted: Ticket,
     },
     /// Order a `net.fence` of this session, without a successor: it died or does not give way.
     Fence {
@@ -144,7 +153,7 @@ struct Live {
     doomed: bool,
     /// When its oldest unanswered recall was sent.
     recalled: Option<Moment>,
-    holds: BTreeMap<Unit, Mode>,
+    holds: BTreeMap<Unit, (Mode, Ticket)>,
     /// Writes that passed and are not done.
     passing: BTreeMap<Ticket, Vec<Unit>>,
 }
@@ -159,7 +168,7 @@ impl Live {
     fn excludes(&self, wish: &Waiter) -> bool {
         let overlaps = |unit: &Unit| wish.units.iter().any(|wanted| wanted.overlaps(*unit));
         let mut held = self.holds.iter();
-        held.any(|(unit, by)| wish.mode.max(*by) == Mode::Write && overlaps(unit))
+        held.any(|(unit, (by, _))| wish.mode.max(*by) == Mode::Write && overlaps(unit))
             || wish.holds && self.passing.values().flatten().any(overlaps)
     }
 }
@@ -203,8 +212,10 @@ impl Leases {
             Event::Asked { ticket, session, ask } => {
                 self.asked(now, ticket, session, ask, &mut effects);
             }
-            Event::Claimed { session, unit, mode } => self.claimed(now, session, unit, mode),
-            Event::Released { session, unit } => self.released(session, unit),
+            Event::Claimed { session, unit, mode, granted } => {
+                self.claimed(now, session, unit, mode, granted);
+            }
+            Event::Released { session, unit, granted } => self.released(session, unit, granted),
             Event::Withdrawn(ticket) => self.waiting.retain(|w| w.ticket != ticket),
             Event::Done(ticket) => self.done(ticket),
             Event::Tick => {}
@@ -227,14 +238,17 @@ impl Leases {
     /// Whether `session` holds `unit`, or more, in `mode`, or more.
     pub fn holds(&self, session: SessionId, unit: Unit, mode: Mode) -> bool {
         let Some(live) = self.live.get(&session) else { return false };
-        live.holds.iter().any(|(held, by)| *by >= mode && (*held == unit || *held == Unit::Volume))
+        live.holds.iter().any(|(held, (by, _))| {
+            *by >= mode && (*held == unit || *held == Unit::Volume && unit.overlaps(*held))
+        })
     }
 
     /// What `session` is to give back: repeated with each heartbeat's answer, as a recall is lost
     /// as easily as any message.
-    pub fn recalled(&self, session: SessionId) -> Vec<Unit> {
+    pub fn recalled(&self, session: SessionId) -> Vec<(Unit, Ticket)> {
         let Some(live) = self.live.get(&session) else { return Vec::new() };
-        if live.recalled.is_none() { Vec::new() } else { live.holds.keys().copied().collect() }
+        let all = || live.holds.iter().map(|(unit, (_, granted))| (*unit, *granted)).collect();
+        live.recalled.map_or_else(Vec::new, |_| all())
     }
 
     fn opened(&mut self, now: Moment, session: SessionId) {
@@ -285,18 +299,27 @@ impl Leases {
         effects.push(denied(ticket, why));
     }
 
-    fn claimed(&mut self, now: Moment, session: SessionId, unit: Unit, mode: Mode) {
-        let wish = Waiter { ticket: Ticket(0), session, units: vec![unit], mode, holds: true };
+    fn claimed(
+        &mut self,
+        now: Moment,
+        session: SessionId,
+        unit: Unit,
+        mode: Mode,
+        granted: Ticket,
+    ) {
+        let wish = Waiter { ticket: granted, session, units: vec![unit], mode, holds: true };
         // A claim that cannot be taken needs no answer: the holder's term runs out by itself.
         if now < self.claims_until && self.in_the_way(&wish).is_empty() {
             self.heard(now, session);
-            self.keep(session, unit, mode);
+            self.keep(session, unit, mode, granted);
         }
     }
 
-    fn released(&mut self, session: SessionId, unit: Unit) {
+    fn released(&mut self, session: SessionId, unit: Unit, granted: Ticket) {
         if let Some(live) = self.live.get_mut(&session) {
-            live.holds.remove(&unit);
+            if live.holds.get(&unit).is_some_and(|(_, newest)| *newest == granted) {
+                live.holds.remove(&unit);
+            }
             if live.is_idle() {
                 live.recalled = None;
             }
@@ -311,10 +334,10 @@ impl Leases {
         }
     }
 
-    fn keep(&mut self, session: SessionId, unit: Unit, mode: Mode) {
+    fn keep(&mut self, session: SessionId, unit: Unit, mode: Mode, granted: Ticket) {
         if let Some(live) = self.live.get_mut(&session) {
-            let held = live.holds.entry(unit).or_insert(mode);
-            *held = mode.max(*held);
+            let (held, newest) = live.holds.entry(unit).or_insert((mode, granted));
+            (*held, *newest) = (mode.max(*held), granted);
         }
     }
 
@@ -358,8 +381,9 @@ impl Leases {
             live.doomed = true;
             effects.push(Effect::Fence { session });
         } else if !asked_before {
-            let units = live.holds.keys();
-            effects.extend(units.map(|unit| Effect::Recall { session, unit: *unit }));
+            let held = live.holds.iter().map(|(unit, (_, granted))| (*unit, *granted));
+            let recall = |(unit, granted)| Effect::Recall { session, unit, granted };
+            effects.extend(held.map(recall));
         }
     }
 
@@ -371,7 +395,10 @@ impl Leases {
         }
         let mut still_waiting = VecDeque::new();
         while let Some(waiter) = self.waiting.pop_front() {
-            let behind = still_waiting.iter().any(|w| stand_in_line(w, &waiter));
+            // A holder need not queue for what it holds: it commits so that it can give way.
+            let covered =
+                waiter.units.iter().all(|unit| self.holds(waiter.session, *unit, waiter.mode));
+            let behind = !covered && still_waiting.iter().any(|w| stand_in_line(w, &waiter));
             let blockers = self.in_the_way(&waiter);
             if behind || !blockers.is_empty() {
                 for session in blockers {
@@ -387,7 +414,7 @@ impl Leases {
             } else if waiter.units[0] == Unit::Volume && !self.is_alone(now, waiter.session) {
                 effects.push(denied(waiter.ticket, Denial::NotAlone));
             } else {
-                self.keep(waiter.session, waiter.units[0], waiter.mode);
+                self.keep(waiter.session, waiter.units[0], waiter.mode, waiter.ticket);
                 effects.push(Effect::Granted { ticket: waiter.ticket });
             }
         }
@@ -428,3 +455,6 @@ impl Term {
         self.until.0.saturating_sub(now.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

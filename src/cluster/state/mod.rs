@@ -17,7 +17,7 @@ mod volume;
 pub use crate::cluster::refusal::Refusal;
 pub use commit::RECEIPT_MAX_AGE_MS;
 pub use entry::{CommitParts, Entry, INSIDE_MAX, Item, Outcome, Submission};
-pub use network::{LogKey, Network, Place};
+pub use network::{LogKey, Network};
 pub use people::{InviteTerms, People, Person, Scope, Standing};
 pub use requests::{ActorNo, SKEW_MAX_MS};
 pub use volume::{Amount, BEHIND_BYTES_MAX, BEHIND_COMMITS_MAX, RootMark, Volume};
@@ -247,7 +247,10 @@ impl State {
                 wraps: body.wraps,
             }),
             Change::Peer(body) => self.enrol_peer(body),
-            Change::Layout(body) => self.network.set_layout(body),
+            Change::Layout { layout, faults } => {
+                self.network.layout = layout;
+                self.network.faults = faults.or(self.network.faults);
+            }
             Change::Fence(body) => self.sessions.fence(body.session, body.successor, at),
             Change::Principal(body, standing) => {
                 self.people.register(&body.name, body.keys, standing);

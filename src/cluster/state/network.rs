@@ -4,8 +4,9 @@
 //! Invariant: a peer's number is granted once and never another's; the layout's version and the
 //! log key's serial grow by one.
 
+use crate::cluster::layout::Layout;
 use crate::id::{Label, PeerId, Position};
-use crate::ledger::record::body::{Genesis, Layout, LogWrap, Peer, PeerState};
+use crate::ledger::record::body::{Genesis, LogWrap, Peer, PeerState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -20,19 +21,10 @@ pub struct LogKey {
     pub wraps: Vec<LogWrap>,
 }
 
-/// Where a peer stands for placement.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Place {
-    pub domain: String,
-    /// GiB, at least 1.
-    pub weight: u64,
-}
-
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Network {
     pub(super) peers: BTreeMap<PeerId, Peer>,
-    pub(super) layout_version: u64,
-    pub(super) layout: BTreeMap<PeerId, Place>,
+    pub(super) layout: Layout,
     /// The number of lying voters that publication withstands, when it was set.
     pub(super) faults: Option<u32>,
     /// The oldest first; the last one signs.
@@ -46,8 +38,7 @@ impl Network {
         let first = LogKey { key: body.log_key, since: Position(0), serial: 0, wraps };
         Self {
             peers: BTreeMap::new(),
-            layout_version: 0,
-            layout: BTreeMap::new(),
+            layout: Layout::new(),
             faults: body.faults,
             log_keys: vec![first],
         }
@@ -83,12 +74,10 @@ impl Network {
         self.faults
     }
 
-    pub fn layout_version(&self) -> u64 {
-        self.layout_version
-    }
-
-    pub fn layout(&self) -> impl Iterator<Item = (PeerId, &Place)> {
-        self.layout.iter().map(|(id, place)| (*id, place))
+    /// The newest layout, in which a peer that is not active is placed nothing.
+    pub fn layout(&self) -> Layout {
+        let stores = |p: &Peer| p.storage && p.state == PeerState::Active;
+        self.layout.without_weight(|id| !self.peer(id).is_some_and(stores))
     }
 
     pub fn log_keys(&self) -> &[LogKey] {
@@ -103,21 +92,7 @@ impl Network {
         PeerId(self.peers.last_key_value().map_or(1, |(last, _)| last.0 + 1))
     }
 
-    pub(super) fn set_layout(&mut self, change: Layout) {
-        self.layout_version = change.version;
-        self.faults = change.faults.or(self.faults);
-        for peer in change.remove {
-            self.layout.remove(&peer);
-        }
-        for place in change.set {
-            self.layout.insert(place.peer, Place { domain: place.domain, weight: place.weight });
-        }
-    }
-
     pub(super) fn set_peer(&mut self, peer: Peer) {
-        if peer.state == PeerState::Removed {
-            self.layout.remove(&peer.peer);
-        }
         self.peers.insert(peer.peer, peer);
     }
 }

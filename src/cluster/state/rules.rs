@@ -20,8 +20,9 @@
 
 use super::people::{InviteTerms, Person, Scope, Standing};
 use super::{State, volume::Volume};
+use crate::cluster::layout::{self, Delta};
 use crate::cluster::refusal::Refusal;
-use crate::id::{Epoch, Label, TimeMs, VolumeId};
+use crate::id::{Epoch, Label, PeerId, TimeMs, VolumeId};
 use crate::ledger::record::body::{
     Body, Disable, Fence, Grant, KeyRotate, Layout, Peer, PeerState, Principal, Revoke, Role, Root,
     VolumeMade, Wrap, log_key_message, principal_message,
@@ -34,7 +35,10 @@ use crate::ledger::signed_by;
 pub(super) enum Change {
     LogKey(KeyRotate),
     Peer(Peer),
-    Layout(Layout),
+    Layout {
+        layout: layout::Layout,
+        faults: Option<u32>,
+    },
     Fence(Fence),
     /// New keys of a known name, or a new name by the network's owner.
     Principal(Principal, Standing),
@@ -212,22 +216,21 @@ impl Asked<'_> {
         if !self.owns_network() {
             return self.not_allowed("the layout is the network's owner's");
         }
-        if network.layout_version().checked_add(1) != Some(body.version) {
-            return unfit(format!("the layout is at version {}", network.layout_version()));
-        }
-        let ascending = |ids: &[crate::id::PeerId]| ids.windows(2).all(|pair| pair[0] < pair[1]);
+        let ascending = |ids: &[PeerId]| ids.windows(2).all(|pair| pair[0] < pair[1]);
         let set: Vec<_> = body.set.iter().map(|place| place.peer).collect();
         if !ascending(&body.remove) || !ascending(&set) {
             return unfit("peers are listed by number, each once");
         }
-        if body.set.iter().any(|place| place.weight == 0 || place.domain.len() > 255) {
-            return unfit("a weight is at least 1 GiB, a failure domain's name at most 255 bytes");
-        }
         let stores =
             |id| network.peer(id).is_some_and(|p| p.storage && p.state == PeerState::Active);
-        match set.into_iter().find(|id| !stores(*id)) {
-            Some(id) => unfit(format!("peer {id} is not an active storage peer")),
-            None => Ok(Change::Layout(body)),
+        if let Some(id) = set.into_iter().find(|id| !stores(*id)) {
+            return unfit(format!("peer {id} is not an active storage peer"));
+        }
+        let changed =
+            Delta::of(&body).and_then(|delta| network.layout.change(body.version, &delta));
+        match changed {
+            Ok(layout) => Ok(Change::Layout { layout, faults: body.faults }),
+            Err(why) => unfit(why.to_string()),
         }
     }
 
