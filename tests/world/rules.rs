@@ -242,6 +242,8 @@ fn a_fence_names_one_successor_which_goes_on_where_the_other_stopped() {
         net.refused("alice", fence(old, Some(second))),
         Refusal::Fenced { successor: Some(s), .. } if s == heir
     ));
+    let twice = net.refused("alice", fence(second, Some(heir)));
+    assert!(matches!(twice, Refusal::UnfitSuccessor { .. }), "one predecessor: {twice}");
     let dead = net.state.session(old).expect("remembered");
     assert_eq!(dead.last.map(|(_, position)| position), accepted);
     // The same tag as the old session's commit, with the base from before it: of one lineage.
@@ -273,4 +275,16 @@ fn a_refusal_ends_the_attempt_and_is_repeated() {
     let other = Say { content: 77, ..good };
     let reused = send(&mut net, "alice", &other);
     assert!(matches!(reused, Outcome::Refused(Refusal::TurnReused { .. })), "{reused:?}");
+}
+
+#[test]
+fn the_ledgers_time_never_goes_back() {
+    let mut net = founded();
+    net.now = TimeMs(net.now.0 + 60_000);
+    net.ok("alice", note());
+    let ahead = net.state.head().t;
+    assert_eq!(ahead, net.now);
+    net.now = TimeMs(ahead.0 - 30_000);
+    net.ok("alice", note());
+    assert_eq!(net.state.head().t, ahead, "a leader whose clock is behind");
 }
