@@ -34,6 +34,9 @@ pub enum ConfigError {
     Disk(#[from] DiskError),
 }
 
+/// Puts everything below one directory, whoever runs this.
+pub const HOME: &str = "MICTLAN_HOME";
+
 /// Where this user's, or for root this machine's, files are.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Paths {
@@ -51,8 +54,22 @@ pub struct Paths {
 impl Paths {
     /// From this process's user and environment.
     pub fn of_process() -> Result<Self, ConfigError> {
+        if let Some(home) = std::env::var_os(HOME).filter(|home| !home.is_empty()) {
+            return Ok(Self::below(Path::new(&home)));
+        }
         let uid = rustix::process::geteuid();
         Self::of(uid.is_root(), uid.as_raw(), |name| std::env::var_os(name))
+    }
+
+    /// Everything below one directory: several peers on one machine, or a portable one.
+    pub fn below(home: &Path) -> Self {
+        Self {
+            config: home.join("config"),
+            data: home.join("data"),
+            state: home.join("state"),
+            cache: home.join("cache"),
+            runtime: home.join("run"),
+        }
     }
 
     pub fn of(
@@ -152,6 +169,8 @@ pub struct Network {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnownPeer {
+    /// Its number in the network.
+    pub id: u64,
     #[serde(with = "key_hex")]
     pub key: PrincipalId,
     pub addresses: Vec<String>,
@@ -161,7 +180,11 @@ pub struct KnownPeer {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Serve {
-    /// The peer's own principal.
+    /// The peer's number in the network.
+    pub id: u64,
+    /// Its actor name.
+    pub name: Label,
+    /// The peer's own principal: a key file.
     pub key: Label,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
@@ -174,6 +197,13 @@ pub struct Serve {
     pub domain: Option<Label>,
     #[serde(default = "metrics")]
     pub metrics: String,
+}
+
+impl Serve {
+    /// Metrics and health, on this machine alone.
+    pub fn default_metrics() -> String {
+        metrics()
+    }
 }
 
 fn metrics() -> String {
@@ -269,9 +299,14 @@ mod tests {
         let path = dir.path().join("mictlan").join(FILE);
         assert_eq!(Config::load(&path).expect("no file"), Config::default());
         let label = |text| Label::parse(text).expect("a label");
-        let peer =
-            KnownPeer { key: PrincipalId([2; 32]), addresses: vec!["192.0.2.7:4510".to_owned()] };
+        let peer = KnownPeer {
+            id: 2,
+            key: PrincipalId([2; 32]),
+            addresses: vec!["192.0.2.7:4510".to_owned()],
+        };
         let serve = Serve {
+            id: 1,
+            name: label("first"),
             key: label("peer"),
             listen: Some("[::]:4510".to_owned()),
             store: None,

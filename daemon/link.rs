@@ -193,8 +193,4 @@ impl Link {
     pub async fn raft(&self, call: RaftCall, body: Bytes, deadline: Duration) -> Answered<Bytes> {
         call!(self, deadline, true, raft(call, body))
     }
-
-    pub async fn cosign(&self, body: Bytes, deadline: Duration) -> Answered<Bytes> {
-        call!(self, deadline, true, cosign(body))
-    }
 }

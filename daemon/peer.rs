@@ -46,16 +46,38 @@ pub struct Standing {
 pub enum RaftCall {
     Vote,
     Append,
+    /// On a connection of its own, so that it never waits behind entries.
+    Heartbeat,
     Snapshot,
+    /// A checkpoint to cosign.
+    Cosign,
+    /// A checkpoint that a quorum has cosigned.
+    Published,
+    /// Records for a voter that catches up.
+    Bundle,
 }
 
 impl RaftCall {
+    pub const ALL: [Self; 7] = [
+        Self::Vote,
+        Self::Append,
+        Self::Heartbeat,
+        Self::Snapshot,
+        Self::Cosign,
+        Self::Published,
+        Self::Bundle,
+    ];
+
     /// The last part of its route.
     pub fn path(self) -> &'static str {
         match self {
             RaftCall::Vote => "vote",
             RaftCall::Append => "append",
+            RaftCall::Heartbeat => "heartbeat",
             RaftCall::Snapshot => "snapshot",
+            RaftCall::Cosign => "cosign",
+            RaftCall::Published => "published",
+            RaftCall::Bundle => "bundle",
         }
     }
 }
@@ -103,8 +125,13 @@ pub trait Sequencing: Send + Sync {
     /// Record 0's line.
     fn genesis(&self) -> Vec<u8>;
     fn join(&self, newcomer: PrincipalId, join: Join) -> BoxFuture<'_, Result<Joined, Failure>>;
-    fn raft(&self, call: RaftCall, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>>;
-    fn cosign(&self, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>>;
+    /// `from` is the peer whose key the connection proved.
+    fn raft(
+        &self,
+        from: PeerId,
+        call: RaftCall,
+        body: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, Failure>>;
 }
 
 pub struct Peer {
@@ -284,13 +311,8 @@ impl Peer {
         call: RaftCall,
         body: Bytes,
     ) -> Result<Bytes, Failure> {
-        self.may_vote(caller)?;
-        self.ledger()?.raft(call, body).await
-    }
-
-    pub async fn cosign(&self, caller: Caller, body: Bytes) -> Result<Bytes, Failure> {
-        self.may_vote(caller)?;
-        self.ledger()?.cosign(body).await
+        let from = self.standing(&caller.principal).peer.ok_or(Failure::NotAllowed)?;
+        self.ledger()?.raft(from, call, body).await
     }
 
     fn standing(&self, principal: &PrincipalId) -> Standing {

@@ -6,7 +6,7 @@
 //!
 //! Chunks do not travel as messages: they are bodies of their own, or `frame`d in a batch.
 
-pub use crate::cluster::lease::{Mode as LeaseMode, Unit as LeaseUnit};
+pub use crate::cluster::lease::{Mode as LeaseMode, Ticket, Unit as LeaseUnit};
 pub use crate::cluster::state::{CommitParts, Outcome, Refusal, Submission};
 use crate::codec::DecodeError;
 use crate::id::{
@@ -144,6 +144,8 @@ pub struct Handle(pub [u8; 8]);
 pub struct Lease {
     pub unit: LeaseUnit,
     pub mode: LeaseMode,
+    /// Which grant of it this is; 0 in a wish.
+    pub granted: Ticket,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -209,7 +211,7 @@ pub struct Heartbeat {
     pub want: Vec<Lease>,
     /// All that the session believes it holds: a new leader learns its table from this.
     pub held: Vec<Lease>,
-    pub release: Vec<LeaseUnit>,
+    pub release: Vec<(LeaseUnit, Ticket)>,
     /// Unlinked inodes that are still open here.
     pub open_orphans: Vec<Handle>,
     /// Orphans that this session would reap: are they open elsewhere?
@@ -226,7 +228,7 @@ pub struct HeartbeatReply {
     pub term_ms: u32,
     pub held: Vec<Lease>,
     /// Units to commit and give back now.
-    pub recall: Vec<LeaseUnit>,
+    pub recall: Vec<(LeaseUnit, Ticket)>,
     /// Of the orphans asked about: those that some live session still has open.
     pub open_elsewhere: Vec<Handle>,
     pub credit: u64,
@@ -287,6 +289,8 @@ pub struct VolumeInfo {
     pub name: Label,
     pub epoch: Epoch,
     pub copies: u8,
+    /// The record that made it.
+    pub made: Position,
     /// The newest `fs.root`: its position, and the record's index.
     pub root: Option<RootInfo>,
 }
@@ -325,8 +329,8 @@ pub enum Query {
     Peers,
     Volumes,
     Members(VolumeId),
-    /// The caller's own wraps of a volume, oldest epoch first.
-    Wraps(VolumeId),
+    /// The last accepted commit of a session: what its heir need not do again.
+    LastOf(SessionId),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -338,7 +342,8 @@ pub enum Answer {
     },
     Volumes(Vec<VolumeInfo>),
     Members(Vec<Member>),
-    Wraps(Vec<WrapInfo>),
+    /// Attempt and number.
+    LastOf(Option<(Attempt, u64)>),
 }
 
 /// What a peer tells a key that it does not know: just what an invite is checked against.
@@ -397,7 +402,7 @@ mod tests {
 
     #[test]
     fn a_message_of_another_version_or_with_bytes_left_over_is_refused() {
-        let message = Query::Wraps(VolumeId([7; 16]));
+        let message = Query::Members(VolumeId([7; 16]));
         let bytes = encode(&message);
         assert_eq!(decode::<Query>(&bytes), Ok(message));
         assert_eq!(decode::<Query>(&[]), Err(DecodeError::Short("version of a message")));

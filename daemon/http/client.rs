@@ -178,11 +178,6 @@ impl Client {
         self.bytes(request.body(body), terms).await
     }
 
-    pub async fn cosign(&self, deadline: Duration, body: Bytes) -> Answered<Bytes> {
-        let request = self.request(Method::POST, "cosign").body(body);
-        self.bytes(request, terms(deadline, true)).await
-    }
-
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.pool.request(method, format!("{}{path}", self.base))
     }

@@ -68,7 +68,6 @@ pub fn router(app: App) -> Router {
         .route("/query", post(query))
         .route("/status", get(status))
         .route("/raft/{call}", post(raft))
-        .route("/cosign", post(cosign))
         .route("/hello", post(hello))
         .route("/prove", post(prove))
         .route("/join", get(welcome).post(join))
@@ -268,18 +267,11 @@ async fn raft(
     extract::Path(call): Path<String>,
     body: Body,
 ) -> Reply {
-    let calls = [RaftCall::Vote, RaftCall::Append, RaftCall::Snapshot];
-    let call = calls.into_iter().find(|known| known.path() == call);
+    let call = RaftCall::ALL.into_iter().find(|known| known.path() == call);
     let call = call.ok_or_else(|| malformed("no such message between voters"))?;
     app.peer.may_vote(caller)?;
     let body = bodies::whole(&app, body, crate::http::client::RAFT_BYTES_MAX).await?;
     found(Some(app.peer.raft(caller, call, body).await?))
-}
-
-async fn cosign(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    app.peer.may_vote(caller)?;
-    let body = bodies::whole(&app, body, MESSAGE_BYTES_MAX).await?;
-    found(Some(app.peer.cosign(caller, body).await?))
 }
 
 async fn welcome(State(app): State<App>) -> Reply {

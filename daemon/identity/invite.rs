@@ -56,6 +56,13 @@ pub struct Invite {
 }
 
 impl Invite {
+    /// What of a network's id is in the code.
+    pub fn prefix(network: &NetworkId) -> [u8; NETWORK_BYTES] {
+        let mut prefix = [0; NETWORK_BYTES];
+        prefix.copy_from_slice(&network.0[..NETWORK_BYTES]);
+        prefix
+    }
+
     /// The invite's own principal: its keys are in the owner's record.
     pub fn principal(&self) -> Principal {
         let seed = hash::derive("mictlan v4 invite", self.secret.as_ref());

@@ -108,7 +108,6 @@ fn concerns(line: &[u8], volume: VolumeId) -> bool {
         Ok(Body::Commit(body)) => body.volume == volume,
         Ok(Body::Root(body)) => body.volume == volume,
         Ok(Body::Volume(body)) => body.volume == volume,
-        Ok(Body::Wrap(body)) => body.volume == volume,
         Ok(Body::Fence(body)) => body.volume == volume,
         Ok(Body::Note(_)) => false,
         // Kinds that this program does not know could matter to a newer follower.

@@ -34,7 +34,7 @@ mod tests;
 
 pub use chunks::{Chunks, ChunksError};
 pub use clock::WallClock;
-pub use follow::{FollowError, Page};
+pub use follow::{Follow, FollowError, Page};
 pub use propose::ProposeError;
 pub use publish::{Pending, PublishError, Published};
 pub use raft::network::{Call, CallError, RaftTransport};

@@ -86,7 +86,7 @@ async fn peers_reach_each_other_and_voters_messages_pass_unchanged() {
     let vote = Bytes::from_static(b"...");
     assert_eq!(link.raft(RaftCall::Vote, vote, limit).await.expect("a reply"), "vote...");
     let note = Bytes::from_static(b"a note");
-    assert_eq!(link.cosign(note, limit).await.expect("a reply"), "a note");
+    assert_eq!(link.raft(RaftCall::Cosign, note, limit).await.expect("a reply"), "cosigna note");
 }
 
 #[tokio::test]

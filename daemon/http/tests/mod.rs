@@ -181,12 +181,14 @@ impl Sequencing for Scripted {
         };
         ready(answer).boxed()
     }
-    fn raft(&self, call: RaftCall, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>> {
+    fn raft(
+        &self,
+        _: PeerId,
+        call: RaftCall,
+        body: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, Failure>> {
         let reply = [call.path().as_bytes(), &body].concat();
         ready(Ok(reply.into())).boxed()
-    }
-    fn cosign(&self, body: Bytes) -> BoxFuture<'_, Result<Bytes, Failure>> {
-        ready(Ok(body)).boxed()
     }
 }
 
