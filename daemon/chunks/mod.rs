@@ -1,0 +1,110 @@
+//! Chunks as a mount sees them: put until durable, got from whichever copy is good.
+//!
+//! Owns: the drivers of the machines in `cluster/put` and `cluster/get`, what is on its way, and
+//! the cache of opened chunks.
+//! Never: decides where copies go or when they are enough; the machines do.
+//! Invariant: bytes that are not durable yet are kept here and can be read from here.
+
+pub mod budget;
+mod cache;
+mod get;
+mod put;
+mod sender;
+mod watch;
+
+pub use get::GetError;
+pub use put::{Put, PutError, until};
+pub use watch::Said;
+
+use crate::network::Network;
+use bytes::Bytes;
+use cache::Cache;
+use mictlan::cluster::latency::Latencies;
+use mictlan::cluster::layout::Layout;
+use mictlan::cluster::place::Copies;
+use mictlan::cluster::put::Owed;
+use mictlan::id::{ChunkId, Label, PeerId, PrincipalId, TimeMs};
+use sender::Sender;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use tokio::time::Instant;
+
+pub struct Chunks {
+    network: Arc<Network>,
+    placement: RwLock<Arc<Placement>>,
+    senders: Mutex<HashMap<PrincipalId, Sender>>,
+    /// Sealed bytes that are not durable yet, or that travel inside a commit.
+    on_the_way: Mutex<HashMap<ChunkId, Bytes>>,
+    owed: Mutex<Owed>,
+    latencies: Mutex<Latencies>,
+    said: Mutex<HashMap<PeerId, watch::Said>>,
+    opened: Cache,
+    started: Instant,
+}
+
+/// Where copies go, and how many count.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pub layout: Layout,
+    pub copies: Copies,
+    pub voters: usize,
+    /// The failure domain of this machine.
+    pub own: Label,
+}
+
+impl Chunks {
+    /// `cache_bytes` bounds the opened chunks that are kept to be read again.
+    pub fn new(network: Arc<Network>, placement: Placement, cache_bytes: u64) -> Arc<Self> {
+        Arc::new(Self {
+            network,
+            placement: RwLock::new(Arc::new(placement)),
+            senders: Mutex::default(),
+            on_the_way: Mutex::default(),
+            owed: Mutex::new(Owed::default()),
+            latencies: Mutex::default(),
+            said: Mutex::default(),
+            opened: Cache::new(cache_bytes),
+            started: Instant::now(),
+        })
+    }
+
+    pub fn placement(&self) -> Arc<Placement> {
+        self.placement.read().expect("nothing panics while it is locked").clone()
+    }
+
+    /// A new layout, or another number of copies: for chunks put from now on.
+    pub fn place_by(&self, placement: Placement) {
+        *self.placement.write().expect("nothing panics while it is locked") = Arc::new(placement);
+    }
+
+    /// The peers where the copies of `chunk` belong.
+    pub fn places(&self, chunk: ChunkId) -> Vec<PeerId> {
+        let placement = self.placement();
+        let order = mictlan::cluster::place::place(chunk, &placement.layout);
+        order.into_iter().take(placement.copies.count()).map(|place| place.peer).collect()
+    }
+
+    /// Chunks that have fewer copies than they should.
+    pub fn owed(&self) -> usize {
+        lock(&self.owed).len()
+    }
+
+    fn sender(&self, peer: PeerId) -> Option<Sender> {
+        let link = self.network.link(peer)?;
+        let mut senders = lock(&self.senders);
+        Some(senders.entry(link.peer()).or_insert_with(|| Sender::start(link)).clone())
+    }
+
+    /// The machines' clock: only differences count, and it never goes back.
+    fn now(&self) -> TimeMs {
+        TimeMs(self.started.elapsed().as_millis() as u64)
+    }
+
+    fn at(&self, time: TimeMs) -> Instant {
+        self.started + std::time::Duration::from_millis(time.0)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it is locked")
+}

@@ -1,0 +1,194 @@
+//! One chunk to its copies: drives `cluster::put`.
+//!
+//! Owns: what is told to whoever waits for a chunk.
+//! Invariant: a put goes on until the chunk is durable; whoever waits has a deadline of his own,
+//! and the bytes stay in memory meanwhile.
+
+use super::budget::Charge;
+use super::{Chunks, lock};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use mictlan::cluster::place::{durable_need, place};
+use mictlan::cluster::put::{Effect, Event, Failure, Plan, PutChunk};
+use mictlan::id::{ChunkId, PeerId, TimeMs};
+use mictlan::seal::Sealed;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// One try of the machine; then the order of peers is made anew, from the layout of that time.
+const TRY_MS: u64 = 30_000;
+/// Between two tries, when nobody could be asked.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A chunk that is being put. Clones wait for the same one.
+#[derive(Clone)]
+pub struct Put {
+    pub chunk: ChunkId,
+    state: watch::Receiver<State>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// The oldest stamp of the receipts that make it durable.
+    durable: Option<TimeMs>,
+    trouble: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PutError {
+    #[error("chunk {chunk} is not durable yet: {trouble}")]
+    NotYet { chunk: ChunkId, trouble: Arc<str> },
+    #[error("chunk {0} was given up: this program is ending")]
+    Ending(ChunkId),
+}
+
+impl Put {
+    /// Waits until enough peers have it on disk: the oldest stamp among their receipts.
+    pub async fn durable(&self) -> Result<TimeMs, PutError> {
+        let mut state = self.state.clone();
+        let done = state.wait_for(|state| state.durable.is_some()).await;
+        let done = done.map_err(|_| PutError::Ending(self.chunk))?;
+        done.durable.ok_or(PutError::Ending(self.chunk))
+    }
+
+    pub fn is_durable(&self) -> bool {
+        self.state.borrow().durable.is_some()
+    }
+
+    /// What stands in the way, while something does.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.state.borrow().trouble.clone()
+    }
+}
+
+impl Chunks {
+    /// Starts putting a chunk. `charge` is held until it is durable.
+    pub fn put(self: &Arc<Self>, sealed: Sealed, charge: Option<Arc<Vec<Charge>>>) -> Put {
+        let (state, receiver) = watch::channel(State::default());
+        let put = Put { chunk: sealed.address, state: receiver };
+        lock(&self.on_the_way).insert(sealed.address, sealed.bytes.clone());
+        let chunks = self.clone();
+        tokio::spawn(async move {
+            chunks.put_until_durable(sealed, state, charge).await;
+        });
+        put
+    }
+
+    /// A chunk that travels inside a commit: readable from here until `let_go`, durable with it.
+    pub fn hold(&self, sealed: Sealed) -> Put {
+        let now = TimeMs(u64::MAX); // the commit itself makes it durable: no receipt is older
+        let (_, state) = watch::channel(State { durable: Some(now), trouble: None });
+        lock(&self.on_the_way).insert(sealed.address, sealed.bytes);
+        Put { chunk: sealed.address, state }
+    }
+
+    /// The commit that carried it is ordered.
+    pub fn let_go(&self, chunk: ChunkId) {
+        lock(&self.on_the_way).remove(&chunk);
+    }
+
+    async fn put_until_durable(
+        self: Arc<Self>,
+        sealed: Sealed,
+        state: watch::Sender<State>,
+        charge: Option<Arc<Vec<Charge>>>,
+    ) {
+        let mut charge = charge;
+        loop {
+            match self.try_put(&sealed, &state, &mut charge).await {
+                Ok(()) => return,
+                Err(trouble) => {
+                    tracing::warn!(chunk = %sealed.address, %trouble,
+                        "not durable yet; the data stays here and is put again");
+                    let trouble: Arc<str> = trouble.into();
+                    state.send_modify(|state| state.trouble = Some(trouble));
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// One run of the machine: done when every copy is placed or noted as owed.
+    async fn try_put(
+        self: &Arc<Self>,
+        sealed: &Sealed,
+        state: &watch::Sender<State>,
+        charge: &mut Option<Arc<Vec<Charge>>>,
+    ) -> Result<(), String> {
+        let Some(plan) = self.plan(sealed.address) else {
+            return Err("no peer is in the layout".to_owned());
+        };
+        let (copies, now) = (plan.copies, self.now());
+        let (mut machine, mut effects) = PutChunk::start(plan, now);
+        let mut sends = FuturesUnordered::new();
+        loop {
+            for effect in effects {
+                match effect {
+                    Effect::Send(peer) => sends.push(self.send(peer, sealed.bytes.clone())),
+                    Effect::Durable { oldest } => {
+                        lock(&self.on_the_way).remove(&sealed.address);
+                        charge.take();
+                        state.send_modify(|state| {
+                            *state = State { durable: Some(oldest), trouble: None };
+                        });
+                    }
+                    Effect::Done { stored } => {
+                        if stored.len() < copies {
+                            lock(&self.owed).note(sealed.address, stored, copies, self.now());
+                        }
+                        return Ok(());
+                    }
+                    Effect::GaveUp { stored, need, failed } => {
+                        return Err(gave_up(&stored, need, &failed));
+                    }
+                }
+            }
+            let tick = machine.next_tick().map(|time| self.at(time));
+            let event = tokio::select! {
+                Some((peer, answer)) = sends.next(), if !sends.is_empty() => match answer {
+                    Ok(stamp) => Event::Stored { peer, stamp },
+                    Err(why) => Event::Failed { peer, why },
+                },
+                () = until(tick) => Event::Tick,
+            };
+            effects = machine.on(self.now(), event);
+        }
+    }
+
+    async fn send(&self, peer: PeerId, bytes: Bytes) -> (PeerId, Result<TimeMs, Failure>) {
+        match self.sender(peer) {
+            Some(sender) => (peer, sender.send(bytes).await),
+            None => (peer, Err(Failure::Unreachable)),
+        }
+    }
+
+    /// `None` while the layout is empty.
+    fn plan(&self, chunk: ChunkId) -> Option<Plan> {
+        let placement = self.placement();
+        let order = place(chunk, &placement.layout);
+        let storage = order.len();
+        if storage == 0 {
+            return None;
+        }
+        let copies = placement.copies.count().min(storage);
+        let need = durable_need(placement.copies, placement.voters, storage).min(copies).max(1);
+        let give_up_at = TimeMs(self.now().0 + TRY_MS);
+        Some(Plan { order, own: placement.own.clone(), copies, need, give_up_at })
+    }
+}
+
+fn gave_up(stored: &[PeerId], need: usize, failed: &[(PeerId, Failure)]) -> String {
+    let failed: Vec<String> =
+        failed.iter().map(|(peer, why)| format!("peer {peer} {why}")).collect();
+    format!("{} of {need} copies are on disk; {}", stored.len(), failed.join(", "))
+}
+
+/// Waits for a moment, or for ever.
+pub async fn until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,117 @@
+//! Chunks on their way to one peer: what waits together travels together.
+//!
+//! Owns: one peer's queue and how many requests are on their way to it.
+//! Invariant: a chunk waits only while all the peer's requests are in use, never for a timer.
+
+use crate::link::{Link, LinkError, Trouble};
+use bytes::Bytes;
+use mictlan::cluster::put::Failure;
+use mictlan::id::TimeMs;
+use mictlan::wire::{self, Failure as Said};
+use std::sync::Arc;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Enough to keep one peer's disk and one core's TLS busy; more would only queue there.
+const REQUESTS_MAX: usize = 4;
+/// A batch is sent as soon as a request is free; a batch of this many bytes is large enough.
+const BATCH_BYTES: usize = 4 << 20;
+const BATCH_CHUNKS: usize = 256;
+
+struct Job {
+    bytes: Bytes,
+    done: oneshot::Sender<Result<TimeMs, Failure>>,
+}
+
+/// The queue to one peer; it ends when the last of these is dropped.
+#[derive(Clone)]
+pub struct Sender(mpsc::UnboundedSender<Job>);
+
+impl Sender {
+    /// The queue is not bounded by itself: what waits in it is charged to a `Budget` by whoever
+    /// made the chunk.
+    pub fn start(link: Link) -> Self {
+        let (queue, jobs) = mpsc::unbounded_channel();
+        tokio::spawn(send_all(link, jobs));
+        Self(queue)
+    }
+
+    /// The stamp of the peer's receipt.
+    pub async fn send(&self, bytes: Bytes) -> Result<TimeMs, Failure> {
+        let (done, answer) = oneshot::channel();
+        if self.0.send(Job { bytes, done }).is_err() {
+            return Err(Failure::Unreachable);
+        }
+        answer.await.unwrap_or(Err(Failure::Unreachable))
+    }
+}
+
+async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let free = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let mut held = None;
+    loop {
+        let Ok(permit) = free.clone().acquire_owned().await else { return };
+        let first = match held.take() {
+            Some(job) => job,
+            None => match jobs.recv().await {
+                Some(job) => job,
+                None => return,
+            },
+        };
+        let mut size = first.bytes.len();
+        let mut batch = vec![first];
+        while size < BATCH_BYTES && batch.len() < BATCH_CHUNKS {
+            let Ok(job) = jobs.try_recv() else { break };
+            if size + job.bytes.len() > wire::chunks::BATCH_BYTES_MAX {
+                held = Some(job);
+                break;
+            }
+            size += job.bytes.len();
+            batch.push(job);
+        }
+        let link = link.clone();
+        tokio::spawn(async move {
+            send_batch(&link, batch).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn send_batch(link: &Link, batch: Vec<Job>) {
+    let chunks: Vec<Bytes> = batch.iter().map(|job| job.bytes.clone()).collect();
+    let count = chunks.len();
+    match link.put(chunks).await {
+        Ok(receipts) if receipts.len() == count => {
+            for (job, receipt) in batch.into_iter().zip(receipts) {
+                // Whoever asked may have gone on to other peers meanwhile.
+                let _ = job.done.send(Ok(receipt.stamp));
+            }
+        }
+        Ok(receipts) => {
+            tracing::warn!(peer = %link.peer(), chunks = count, receipts = receipts.len(),
+                "a peer gave another number of receipts than it got chunks");
+            answer_all(batch, Failure::Refused);
+        }
+        Err(error) => {
+            tracing::debug!(%error, chunks = count, "chunks were not stored by a peer");
+            answer_all(batch, failure(&error));
+        }
+    }
+}
+
+fn answer_all(batch: Vec<Job>, why: Failure) {
+    for job in batch {
+        let _ = job.done.send(Err(why));
+    }
+}
+
+fn failure(error: &LinkError) -> Failure {
+    match error {
+        LinkError::Refused { .. } => Failure::Refused,
+        LinkError::FailedHere { why: Trouble::Said(said), .. } => match said {
+            Said::StoreFull => Failure::Full,
+            Said::StoreFailed(_) => Failure::OutOfService,
+            _ => Failure::Unreachable,
+        },
+        LinkError::FailedHere { .. } | LinkError::Unknown { .. } => Failure::Unreachable,
+    }
+}

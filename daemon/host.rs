@@ -1,0 +1,60 @@
+//! What the machine gives: time of day, randomness, its name.
+//!
+//! Owns: the calls of the process's surroundings that are not sockets or disks, in one place.
+
+use mictlan::id::{Label, TimeMs};
+use mictlan::ledger::record::Ulid;
+use std::time::SystemTime;
+
+/// The time of day.
+pub fn now() -> TimeMs {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    TimeMs(since.as_millis() as u64)
+}
+
+/// Fresh random bytes.
+///
+/// # Panics
+/// If the system has none: then no key that this process makes can be trusted.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    bytes
+}
+
+/// A name for a request, of now.
+pub fn ulid() -> Ulid {
+    Ulid::new(now(), random())
+}
+
+/// A request's name from the bytes of `ulid_bytes`.
+pub fn ulid_of(bytes: [u8; 16]) -> Ulid {
+    let mut time = [0; 8];
+    time[2..].copy_from_slice(&bytes[..6]);
+    let mut random = [0; 10];
+    random.copy_from_slice(&bytes[6..]);
+    Ulid::new(TimeMs(u64::from_be_bytes(time)), random)
+}
+
+/// The same as bytes, for the calls that are not records.
+pub fn ulid_bytes() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&now().0.to_be_bytes()[2..]);
+    bytes[6..].copy_from_slice(&random::<10>());
+    bytes
+}
+
+/// This machine's name as a label: the default failure domain.
+pub fn machine() -> Label {
+    let uname = rustix::system::uname();
+    let name: String = uname
+        .nodename()
+        .to_string_lossy()
+        .to_lowercase()
+        .chars()
+        .filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(*c))
+        .take(63)
+        .collect();
+    let name = name.trim_start_matches(['.', '_', '-']);
+    Label::parse(name).or_else(|| Label::parse("machine")).expect("a plain word is a label")
+}
