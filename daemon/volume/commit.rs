@@ -1,0 +1,367 @@
+//! From batches of operations to records in the ledger.
+//!
+//! Owns: when a commit is made, what it waits for, and what its answer means.
+//!
+//! The order of durability of one batch, and what a crash leaves at each step:
+//! 1. its chunks are durable on enough peers: nothing refers to them yet; the journal's replay
+//!    does, or they are collected one day;
+//! 2. its payload is durable, or travels inside the entry: the same;
+//! 3. the journal notes the request (attempt, n) and what it holds: replay asks the sequencer
+//!    whether that request was accepted;
+//! 4. the record is ordered: committed; replay finds it in the fence's answer and skips it;
+//! 5. the view takes it over, and the journal gives its space back.
+//!
+//! Invariant: one request is on its way at a time; a repeat carries the same bytes.
+
+use super::Volume;
+use super::file::OpenFile;
+use super::journal::{Entry, Seq};
+use super::local::journal_failed;
+use super::seal::What;
+use super::state::{BATCH_BYTES, Batch, Mode};
+use crate::chunks::Put;
+use crate::host;
+use crate::network::CallError;
+use mictlan::cluster::refusal::Refusal;
+use mictlan::cluster::state::{CommitParts, INSIDE_MAX, Outcome, Submission};
+use mictlan::hash;
+use mictlan::id::{Position, TimeMs};
+use mictlan::ledger::record::body::{Body, ChunkRef, Commit, TagsRef};
+use mictlan::ledger::record::{Proposal, record_message};
+use mictlan::meta::error::FsError;
+use mictlan::meta::payload;
+use mictlan::meta::tag::TagList;
+use mictlan::seal::{self, Codec, Kind, Sealed};
+use mictlan::wire::{Append, LeaseUnit};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// What is older than this is committed, if nobody asks sooner.
+const BEHIND: Duration = Duration::from_secs(1);
+/// Between two tries while the sequencer does not answer.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The end of one commit of an operation that waited for it.
+pub(super) enum Committed {
+    Yes,
+    Conflict,
+}
+
+/// A batch in the form in which it is proposed, however often.
+struct Request {
+    n: u64,
+    attempt: mictlan::id::Attempt,
+    until: Seq,
+    submission: Submission,
+}
+
+impl Volume {
+    /// Commits whatever is due, until the volume ends. The only caller of `commit_front`.
+    pub(super) async fn commit_behind(self: Arc<Self>) {
+        loop {
+            let due = self.next_due();
+            tokio::select! {
+                () = self.work.notified() => {}
+                () = crate::chunks::until(due) => {}
+            }
+            if self.core().session.mode == Mode::Lost {
+                return;
+            }
+            while self.is_due() {
+                if let Err(error) = self.commit_round().await {
+                    self.stuck(error);
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// When the oldest of what waits will have waited long enough.
+    fn next_due(&self) -> Option<Instant> {
+        let core = self.core();
+        let batch = core.queue.front().map(|batch| batch.since);
+        let files: Vec<Arc<OpenFile>> = core.files.values().cloned().collect();
+        drop(core);
+        let dirty = files.iter().filter_map(|file| file.data().since);
+        batch.into_iter().chain(dirty).min().map(|since| since + BEHIND)
+    }
+
+    fn is_due(&self) -> bool {
+        let progress = *self.progress.borrow();
+        let core = self.core();
+        let full = |batch: &Batch| batch.closed || batch.writes.size_bytes() >= BATCH_BYTES;
+        let wanted = progress.wanted > progress.committed && !core.queue.is_empty();
+        let tight = progress.room_wanted || self.budget.is_tight();
+        let batch_due = core.queue.front().is_some_and(full);
+        drop(core);
+        wanted || tight || batch_due || self.next_due().is_some_and(|due| due <= Instant::now())
+    }
+
+    /// One round: what is dirty and due is sealed, then the oldest batch is committed.
+    async fn commit_round(&self) -> Result<(), FsError> {
+        let tight = self.budget.is_tight() || self.progress.borrow().room_wanted;
+        self.progress.send_if_modified(|progress| {
+            progress.room_wanted = false;
+            false
+        });
+        self.seal_small(self.due_files(tight)).await?;
+        match self.commit_front().await? {
+            Ok(()) => Ok(()),
+            Err(refusal) => self.refused(refusal).await,
+        }
+    }
+
+    /// Files whose bytes have waited long enough, and all whose bytes only the journal has: a
+    /// commit takes those along, so that the journal before it is of no more use.
+    fn due_files(&self, tight: bool) -> Vec<Arc<OpenFile>> {
+        let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
+        let now = Instant::now();
+        let due = |file: &Arc<OpenFile>| {
+            let data = file.data();
+            data.since.is_some_and(|since| tight || data.journaled || since + BEHIND <= now)
+        };
+        files.into_iter().filter(due).collect()
+    }
+
+    /// All that waits becomes commits; for unmount, recall and whoever has no lease.
+    pub(super) async fn flush(&self, within: Duration) -> Result<(), FsError> {
+        let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
+        let sealed = async {
+            for file in files {
+                let _order = file.order.lock().await;
+                self.seal_file(&file, What::Everything).await?;
+            }
+            self.commit_all().await
+        };
+        timeout(within, sealed).await.map_err(|_| FsError::TimedOut)?
+    }
+
+    /// Waits for the commit of the operation `seq`, which was placed without a lease.
+    pub(super) async fn commit_now(
+        &self,
+        seq: Seq,
+        deadline: Instant,
+    ) -> Result<Committed, FsError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let conflicts = self.progress.borrow().conflicts;
+        match timeout(left, self.commit_until(Seq(seq.0 + 1))).await {
+            Ok(Ok(())) if self.progress.borrow().conflicts == conflicts => Ok(Committed::Yes),
+            Ok(Ok(())) => Ok(Committed::Conflict),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(FsError::TimedOut),
+        }
+    }
+
+    /// Commits the oldest batch. The inner error is the sequencer's word; the outer one means that
+    /// nothing is known to have happened and the batch waits on.
+    async fn commit_front(&self) -> Result<Result<(), Refusal>, FsError> {
+        let Some((puts, inline)) = self.close_front() else { return Ok(Ok(())) };
+        let mut oldest = self.wait_for(&puts).await?; // step 1
+        let payload = self.seal_payload()?;
+        let beside = inline.as_ref().map_or(0, |chunk| chunk.bytes.len());
+        let inside = payload.bytes.len() + beside <= INSIDE_MAX;
+        if !inside {
+            let chunks = [Some(payload.clone()), inline.clone()].into_iter().flatten();
+            let puts: Vec<Put> = chunks.map(|chunk| self.chunks.put(chunk, None)).collect();
+            oldest = min(oldest, self.wait_for(&puts).await?); // step 2
+        }
+        let request = self.request(payload, inline, inside, oldest)?;
+        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+        let (attempt, n, until) = (request.attempt, request.n, request.until);
+        let proposed = Entry::Proposed { attempt, n, until };
+        journal.append(&proposed).map_err(|error| journal_failed(&error))?; // step 3
+        self.core().session.waiting = Some((attempt, n, until));
+        let pass = match self.mode() {
+            Mode::Leased { .. } => Vec::new(),
+            _ => vec![LeaseUnit::Volume],
+        };
+        let append = Append { submission: request.submission, pass };
+        let outcome = self.network.append(&append, self.options.deadline).await;
+        match outcome {
+            Ok(Outcome::Accepted { position, record }) => {
+                self.ordered(position, &record).await?; // steps 4 and 5
+                Ok(Ok(()))
+            }
+            Ok(Outcome::Repeated { position }) => {
+                self.wait_until_applied(Position(position.0 + 1)).await?;
+                Ok(Ok(()))
+            }
+            Ok(Outcome::Refused(refusal)) => Ok(Err(refusal)),
+            Ok(other) => {
+                tracing::error!(?other, "an answer that does not fit a commit");
+                Err(FsError::Io)
+            }
+            Err(CallError::Refused(why)) => {
+                tracing::error!(%why, "the network refuses this mount's commits");
+                Err(FsError::Io)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "not committed yet; what was written stays in the journal");
+                Err(FsError::TimedOut)
+            }
+        }
+    }
+
+    /// Closes the oldest batch, so that it stays what it is while it is proposed.
+    fn close_front(&self) -> Option<(Vec<Put>, Option<Sealed>)> {
+        let mut core = self.core();
+        let batch = core.queue.front_mut()?;
+        batch.closed = true;
+        Some((batch.puts.clone(), batch.inline.clone()))
+    }
+
+    /// The oldest stamp among the receipts, once all are durable.
+    async fn wait_for(&self, puts: &[Put]) -> Result<Option<TimeMs>, FsError> {
+        let mut oldest = None;
+        for put in puts {
+            let stamp = match timeout(self.options.deadline, put.durable()).await {
+                Ok(Ok(stamp)) => stamp,
+                Ok(Err(_)) => return Err(FsError::Io),
+                Err(_) => {
+                    let trouble = put.trouble().unwrap_or_else(|| "no answer".into());
+                    tracing::error!(chunk = %put.chunk, %trouble,
+                        "not enough peers took the data; it stays here and is put again");
+                    return Err(FsError::TimedOut);
+                }
+            };
+            if stamp != TimeMs(u64::MAX) {
+                oldest = min(oldest, Some(stamp));
+            }
+        }
+        Ok(oldest)
+    }
+
+    fn seal_payload(&self) -> Result<Sealed, FsError> {
+        let ring = self.ring();
+        let core = self.core();
+        let batch = core.queue.front().expect("only this task takes batches away");
+        let links = payload::links(&batch.writes);
+        let plaintext = payload::encode(&batch.writes);
+        drop(core);
+        let sealed = seal::seal(ring.current(), Kind::Payload, Codec::Zstd, &links, &plaintext);
+        sealed.map_err(|error| {
+            tracing::error!(%error, "a commit's payload cannot be sealed");
+            FsError::Io
+        })
+    }
+
+    fn request(
+        &self,
+        payload: Sealed,
+        inline: Option<Sealed>,
+        inside: bool,
+        oldest_receipt: Option<TimeMs>,
+    ) -> Result<Request, FsError> {
+        let ring = self.ring();
+        let keys = ring.current();
+        let core = self.core();
+        let batch = core.queue.front().expect("only this task takes batches away");
+        let tags = batch.facts.tags(keys.tag_key()).map_err(|error| {
+            tracing::error!(%error, "a batch was allowed too many facts");
+            FsError::Io
+        })?;
+        let (attempt, n, until) = (core.session.attempt, core.session.n, batch.until);
+        let body = Body::Commit(Commit {
+            attempt,
+            base: batch.base,
+            changes: batch.writes.len() as u64,
+            inline: inline.as_ref().map(chunk_ref),
+            key_epoch: keys.epoch(),
+            n,
+            payload: chunk_ref(&payload),
+            session: core.session.id,
+            tags: TagsRef { b3: tags.b3(), count: tags.len() as u32 },
+            volume: self.id,
+        });
+        drop(core);
+        let submission = self.sign(body)?;
+        let commit = CommitParts {
+            tags: TagList::encode(&tags),
+            payload: inside.then(|| payload.bytes.to_vec()),
+            inline: inline.filter(|_| inside).map(|chunk| chunk.bytes.to_vec()),
+            oldest_receipt,
+        };
+        Ok(Request {
+            n,
+            attempt,
+            until,
+            submission: Submission { commit: Some(commit), ..submission },
+        })
+    }
+
+    /// Signs a record's body in this mount's name.
+    pub(super) fn sign(&self, body: Body) -> Result<Submission, FsError> {
+        let proposal = Proposal::new(self.actor.clone(), host::ulid(), body);
+        let p = proposal.encode().map_err(|error| {
+            tracing::error!(%error, "a record cannot be written down");
+            FsError::Io
+        })?;
+        let sig = self.principal.sign(&record_message(&self.origin, &p));
+        Ok(Submission { p, sig, commit: None })
+    }
+
+    /// What a refusal means for the operations in the batch.
+    async fn refused(&self, refusal: Refusal) -> Result<(), FsError> {
+        tracing::warn!(%refusal, "the sequencer refused a commit");
+        match refusal {
+            Refusal::StaleReceipt { .. } => self.stamp_again().await,
+            Refusal::Behind { .. } | Refusal::TooManyRequests => {
+                self.snapshot_wanted.notify_one();
+                Err(FsError::TimedOut)
+            }
+            Refusal::Conflict { .. } | Refusal::StaleBase { .. } => self.after_conflict().await,
+            Refusal::Fenced { .. }
+            | Refusal::SessionEnded { .. }
+            | Refusal::OldAttempt { .. }
+            | Refusal::UnknownSession { .. }
+            | Refusal::NotAllowed { .. } => {
+                self.lost(&refusal);
+                Err(FsError::Io)
+            }
+            _ => {
+                self.lost(&refusal);
+                Err(FsError::Io)
+            }
+        }
+    }
+
+    /// The session cannot commit any more. What waits is in the journal: the next mount orders it,
+    /// or brings it back under another name.
+    fn lost(&self, refusal: &Refusal) {
+        tracing::error!(%refusal,
+            "this mount can commit nothing any more; what waited is kept in its journal: \
+             unmount and mount again");
+        self.core().session.mode = Mode::Lost;
+        self.stuck(FsError::Io);
+    }
+
+    /// Chunks that were put over six hours ago may be near their collection: stamp them again.
+    async fn stamp_again(&self) -> Result<(), FsError> {
+        let puts = self.close_front().map(|(puts, _)| puts).unwrap_or_default();
+        for put in &puts {
+            let bytes = self.chunks.get(put.chunk, self.options.deadline).await;
+            let bytes = bytes.map_err(|_| FsError::Io)?;
+            let again = self.chunks.put(Sealed { address: put.chunk, bytes }, None);
+            let mut core = self.core();
+            if let Some(batch) = core.queue.front_mut() {
+                batch.puts.retain(|old| old.chunk != put.chunk);
+                batch.puts.push(again);
+            }
+        }
+        Ok(())
+    }
+
+    fn stuck(&self, error: FsError) {
+        self.progress.send_modify(|progress| progress.stuck = Some(error));
+    }
+}
+
+fn chunk_ref(sealed: &Sealed) -> ChunkRef {
+    debug_assert_eq!(hash::address(&sealed.bytes), sealed.address, "sealing gives the address");
+    ChunkRef { b3: sealed.address, size: sealed.bytes.len() as u64 }
+}
+
+fn min(a: Option<TimeMs>, b: Option<TimeMs>) -> Option<TimeMs> {
+    a.into_iter().chain(b).min()
+}

@@ -1,0 +1,234 @@
+//! Bytes on their way in: write, close, fsync.
+//!
+//! Owns: what each of these waits for (docs/SEMANTICS.md has the same table for users):
+//! - `write`: the bytes are in memory, within the budget;
+//! - `close`: they are in the journal, or, of 1 MiB or more, their chunks are on their peers;
+//!   with `durability=peers`, or without a lease, they are committed;
+//! - `fsync`: they are committed, with everything that this mount did before.
+
+use super::Volume;
+use super::file::OpenFile;
+use super::journal::{Entry, Seq};
+use super::local::{journal_failed, now};
+use super::seal::What;
+use super::state::Mode;
+use mictlan::id::Ino;
+use mictlan::meta::error::FsError;
+use mictlan::meta::namespace::SIZE_MAX;
+use mictlan_mount::options::Durability;
+use mictlan_mount::vfs::WriteAt;
+use std::sync::Arc;
+use tokio::time::timeout;
+
+/// From here on `close` waits for the peers instead of copying bytes into the journal.
+const JOURNALED_BYTES_MAX: u64 = 1 << 20;
+/// A file with this much dirty is a stream: it is cut and sealed while it is written.
+const STREAM_BYTES: u64 = mictlan::file::Cutter::MAX as u64;
+/// Small dirty data of all files together; above it a commit is worth its round trip.
+const SMALL_BYTES: u64 = 8 << 20;
+
+impl Volume {
+    pub(super) async fn write_bytes(
+        self: &Arc<Self>,
+        ino: Ino,
+        write: WriteAt,
+    ) -> Result<u32, FsError> {
+        match self.mode() {
+            Mode::Reader => return Err(FsError::ReadOnly),
+            Mode::Lost => return Err(FsError::Io),
+            Mode::Leased { .. } | Mode::Synchronous => {}
+        }
+        let len = write.data.len();
+        let end = write.offset.checked_add(len as u64).filter(|end| *end <= SIZE_MAX);
+        end.ok_or(FsError::FileTooBig)?;
+        let charge = match self.budget.try_charge(len) {
+            Some(charge) => charge,
+            None => {
+                // Memory is full of bytes that are on their way out; they must not wait for
+                // their second when a writer waits for their room.
+                self.want_room();
+                timeout(self.options.deadline, self.budget.charge(len))
+                    .await
+                    .map_err(|_| FsError::TimedOut)?
+            }
+        };
+        let file = self.core().file(ino);
+        let offset = match write.append {
+            true => self.inode(ino).await?.size,
+            false => write.offset,
+        };
+        let dirty = {
+            let mut data = file.data();
+            if let Some(error) = data.failed.take() {
+                return Err(error);
+            }
+            data.write(offset, &write.data, now(), write.kill_privileges, charge);
+            data.dirty.bytes()
+        };
+        if dirty >= STREAM_BYTES {
+            self.stream(file);
+        } else if self.budget.is_tight() || self.budget.used_bytes() > SMALL_BYTES {
+            self.work.notify_one();
+        }
+        Ok(len as u32)
+    }
+
+    /// Seals what is whole of a stream, beside the writer. One at a time for each file.
+    fn stream(self: &Arc<Self>, file: Arc<OpenFile>) {
+        let volume = self.clone();
+        tokio::spawn(async move {
+            let Ok(order) = file.order.try_lock() else { return };
+            let sealed = volume.seal_file(&file, What::WholeChunks).await;
+            drop(order);
+            if let Err(error) = sealed {
+                file.data().failed = Some(error);
+            }
+        });
+    }
+
+    /// `close`, once for each descriptor.
+    pub(super) async fn close(self: &Arc<Self>, ino: Ino) -> Result<(), FsError> {
+        let Some(file) = self.core().files.get(&ino).cloned() else { return Ok(()) };
+        if let Some(error) = file.data().failed.take() {
+            return Err(error);
+        }
+        let order = file.order.lock().await;
+        let dirty = file.data().dirty.bytes();
+        let must_commit = self.options.durability == Durability::Peers
+            || !matches!(self.mode(), Mode::Leased { .. });
+        if dirty >= JOURNALED_BYTES_MAX || (must_commit && dirty > 0) {
+            self.seal_file(&file, What::Everything).await?;
+        } else if dirty > 0 {
+            self.journal_data(&file)?;
+            self.work.notify_one();
+        }
+        drop(order);
+        if must_commit {
+            return self.commit_all().await;
+        }
+        self.wait_for_chunks(&file).await
+    }
+
+    /// Puts the file's dirty bytes into the journal; from here on a crash loses none of them.
+    fn journal_data(&self, file: &OpenFile) -> Result<(), FsError> {
+        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+        let mut data = file.data();
+        let Some(pending) = data.pending else { return Ok(()) };
+        for (offset, bytes) in data.take_unjournaled() {
+            let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
+            let entry = Entry::Data { ino: file.ino, offset, mtime, kill_priv, bytes };
+            journal.append(&entry).map_err(|error| journal_failed(&error))?;
+            data.journaled = true;
+        }
+        Ok(())
+    }
+
+    /// Waits until every chunk of the file that was sealed is on its peers.
+    async fn wait_for_chunks(&self, file: &OpenFile) -> Result<(), FsError> {
+        let puts = std::mem::take(&mut file.data().puts);
+        for put in &puts {
+            let durable = timeout(self.options.deadline, put.durable()).await;
+            let durable = durable.map_err(|_| FsError::TimedOut).and_then(|done| {
+                done.map_err(|error| {
+                    tracing::error!(%error, "the data stays in memory and is put again");
+                    FsError::Io
+                })
+            });
+            if let Err(error) = durable {
+                file.data().puts.extend(puts);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// `fsync`: the file's bytes and everything before them are committed. `None`: a directory.
+    pub(super) async fn sync(self: &Arc<Self>, ino: Ino) -> Result<(), FsError> {
+        let file = self.core().files.get(&ino).cloned();
+        if let Some(file) = file {
+            if let Some(error) = file.data().failed.take() {
+                return Err(error);
+            }
+            let _order = file.order.lock().await;
+            self.seal_file(&file, What::Everything).await?;
+        }
+        self.commit_all().await
+    }
+
+    /// Everything that is sealed and every operation so far is committed when this returns.
+    pub(super) async fn commit_all(&self) -> Result<(), FsError> {
+        loop {
+            let last = self.core().queue.back().map(|batch| batch.until);
+            let Some(until) = last else { return Ok(()) };
+            let conflicts = self.progress.borrow().conflicts;
+            self.commit_until(until).await?;
+            // What was planned again after a conflict has other numbers.
+            if self.progress.borrow().conflicts == conflicts {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Everything before `until` is committed when this returns.
+    pub(super) async fn commit_until(&self, until: Seq) -> Result<(), FsError> {
+        let mut progress = self.progress.subscribe();
+        self.progress.send_if_modified(|progress| {
+            let more = until > progress.wanted;
+            progress.wanted = progress.wanted.max(until);
+            more
+        });
+        self.work.notify_one();
+        let wait =
+            progress.wait_for(|progress| progress.committed >= until || progress.stuck.is_some());
+        let progress = match timeout(self.options.deadline, wait).await {
+            Ok(Ok(progress)) => *progress,
+            Ok(Err(_)) => return Err(FsError::Io),
+            Err(_) => return Err(FsError::TimedOut),
+        };
+        match progress.stuck {
+            Some(error) if progress.committed < until => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn want_room(&self) {
+        self.progress.send_modify(|progress| progress.room_wanted = true);
+        self.work.notify_one();
+    }
+
+    pub(super) fn opened(&self, ino: Ino) -> u64 {
+        let mut core = self.core();
+        core.next_handle += 1;
+        let handle = core.next_handle;
+        core.file(ino).data().handles += 1;
+        handle
+    }
+
+    /// The last descriptor of a handle is gone.
+    pub(super) async fn released(self: &Arc<Self>, ino: Ino) -> Result<(), FsError> {
+        let Some(file) = self.core().files.get(&ino).cloned() else { return Ok(()) };
+        let last = {
+            let mut data = file.data();
+            data.handles = data.handles.saturating_sub(1);
+            data.handles == 0
+        };
+        if last {
+            self.reap_if_orphan(&file).await;
+            self.forget_idle(ino);
+        }
+        Ok(())
+    }
+
+    /// Drops the state of a file that nobody has open and that holds nothing.
+    pub(super) fn forget_idle(&self, ino: Ino) {
+        let Some(file) = self.core().files.get(&ino).cloned() else { return };
+        // The order of locks is file, then core: whoever opens it now holds the core first, so
+        // idleness is asked for again under both.
+        let data = file.data();
+        let mut core = self.core();
+        let ours = Arc::strong_count(&file) <= 2;
+        if ours && data.is_idle() {
+            core.files.remove(&ino);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! One inode that is open, or whose bytes are not committed yet.
+//!
+//! Owns: its dirty bytes, those being sealed, what of them is in the journal, and who has it open.
+//! Never: knows extents; the view does.
+//! Invariant: a byte that was written is in exactly one place newer than all others: `dirty`, then
+//! `sealing`, then the view's extents. A reader asks them in this order.
+
+use crate::chunks::Put;
+use crate::chunks::budget::Charge;
+use bytes::Bytes;
+use mictlan::file::Dirty;
+use mictlan::id::Ino;
+use mictlan::meta::inode::{Inode, Stamp};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::time::Instant;
+
+pub struct OpenFile {
+    pub ino: Ino,
+    /// Held while bytes go from dirty to extents and while the size is changed, so that these
+    /// happen one after another. Taken before `data` and before the volume's core.
+    pub order: Arc<tokio::sync::Mutex<()>>,
+    data: Mutex<FileData>,
+}
+
+#[derive(Default)]
+pub struct FileData {
+    pub dirty: Dirty,
+    /// Taken out of `dirty`, on its way into chunks; still what a reader must see.
+    pub sealing: Vec<(u64, Bytes)>,
+    /// Memory that the bytes of `dirty` are accounted with.
+    pub charges: Vec<Charge>,
+    /// When the oldest byte of `dirty` was written.
+    pub since: Option<Instant>,
+    /// Of the last write that is not in the view yet.
+    pub pending: Option<Pending>,
+    /// Ranges of `dirty` that the journal does not have.
+    pub unjournaled: Vec<Range<u64>>,
+    /// Something of this file is in the journal as data only: the next commit takes it.
+    pub journaled: bool,
+    /// Chunks of this file on their way to their peers.
+    pub puts: Vec<Put>,
+    /// Open handles.
+    pub handles: u32,
+    /// The last reader's end, for read-ahead.
+    pub read_end: u64,
+    /// An error that a `write` could not report, because it came after: the next call does.
+    pub failed: Option<mictlan::meta::error::FsError>,
+}
+
+/// What the bytes written since the last operation on this inode change besides bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    pub mtime: Stamp,
+    pub end: u64,
+    pub kill_priv: bool,
+}
+
+impl OpenFile {
+    pub fn new(ino: Ino) -> Self {
+        Self { ino, order: Arc::default(), data: Mutex::new(FileData::default()) }
+    }
+
+    /// Whether the journal has bytes of it that no operation has yet. A file that is busy this
+    /// very moment counts as one that has.
+    pub fn is_journaled(&self) -> bool {
+        self.data.try_lock().map_or(true, |data| data.journaled || !data.sealing.is_empty())
+    }
+
+    /// Never held across an await.
+    pub fn data(&self) -> MutexGuard<'_, FileData> {
+        self.data.lock().expect("nothing panics while a file is locked")
+    }
+}
+
+impl FileData {
+    /// Nothing would be lost if this was forgotten.
+    pub fn is_idle(&self) -> bool {
+        self.handles == 0 && self.dirty.is_empty() && self.sealing.is_empty()
+    }
+
+    /// Takes in written bytes. `charge` is what they were accounted with.
+    pub fn write(&mut self, offset: u64, data: &[u8], now: Stamp, kill_priv: bool, charge: Charge) {
+        self.dirty.write(offset, data);
+        self.charges.push(charge);
+        self.since.get_or_insert_with(Instant::now);
+        let end = offset + data.len() as u64;
+        match self.unjournaled.last_mut() {
+            Some(last) if last.end == offset => last.end = end,
+            _ => self.unjournaled.push(offset..end),
+        }
+        let pending = self.pending.get_or_insert(Pending { mtime: now, end, kill_priv });
+        pending.mtime = now;
+        pending.end = pending.end.max(end);
+        pending.kill_priv |= kill_priv;
+    }
+
+    /// What of `range` is not in the view yet, oldest first, so that the newest is put over last.
+    pub fn unsealed(&self, range: &Range<u64>) -> Option<Vec<(u64, Bytes)>> {
+        let mut over = Vec::new();
+        for (start, bytes) in &self.sealing {
+            let (from, to) =
+                ((*start).max(range.start), (start + bytes.len() as u64).min(range.end));
+            if from < to {
+                over.push((from, bytes.slice((from - start) as usize..(to - start) as usize)));
+            }
+        }
+        for dirty in self.dirty.ranges() {
+            let (from, to) = (dirty.start.max(range.start), dirty.end.min(range.end));
+            if from < to {
+                let mut bytes = vec![0; (to - from) as usize];
+                self.dirty.read_over(from, &mut bytes);
+                over.push((from, bytes.into()));
+            }
+        }
+        (!over.is_empty()).then_some(over)
+    }
+
+    /// The attributes as the writer must see them.
+    pub fn show(&self, inode: &mut Inode) {
+        if let Some(pending) = &self.pending {
+            inode.size = inode.size.max(pending.end);
+            inode.mtime = pending.mtime;
+            inode.ctime = inode.ctime.max(pending.mtime);
+        }
+    }
+
+    /// Bytes that `close` must put into the journal: what is dirty and not there yet.
+    pub fn take_unjournaled(&mut self) -> Vec<(u64, Vec<u8>)> {
+        let mut out = Vec::new();
+        let ranges = std::mem::take(&mut self.unjournaled);
+        for dirty in self.dirty.ranges() {
+            for range in &ranges {
+                let (from, to) = (range.start.max(dirty.start), range.end.min(dirty.end));
+                if from < to {
+                    let mut bytes = vec![0; (to - from) as usize];
+                    self.dirty.read_over(from, &mut bytes);
+                    out.push((from, bytes));
+                }
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,416 @@
+//! The log, applied to the view in order: others' commits, and our own when they come back.
+//!
+//! Owns: what is checked of a record before it changes anything here.
+//! Invariant: records are applied by position, each once; a payload that is missing stops the view
+//! there, one that is void is skipped by the same rule everywhere.
+
+use super::journal::Seq;
+use super::state::Mode;
+use super::{Stale, Volume};
+use mictlan::id::{ChunkId, Ino, LedgerHash, Position, SessionId, TimeMs};
+use mictlan::ledger::record::body::{Body, Commit};
+use mictlan::ledger::record::{Line, NO_RECORD, RecordError};
+use mictlan::ledger::roster::{Roster, RosterError};
+use mictlan::meta::error::FsError;
+use mictlan::meta::inode::Stamp;
+use mictlan::meta::key::Key;
+use mictlan::meta::tag::TagList;
+use mictlan::meta::tree::{NodeError, Read};
+use mictlan::meta::write::WriteSet;
+use mictlan::meta::{cover, namespace};
+use mictlan::seal;
+use mictlan::wire::{Barrier, Follow, Followed, LeaseUnit, Page};
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a peer holds a question for news back.
+const WAIT: Duration = Duration::from_secs(20);
+/// One page of the log.
+const PAGE_BYTES: u32 = 4 << 20;
+/// After a page that could not be had or applied.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The part of the follower's state that only the follower needs.
+pub(super) struct Applied {
+    /// The next position to apply.
+    pub next: Position,
+    /// The hash of the record before it, when that record was seen.
+    pub chain: Option<LedgerHash>,
+    pub roster: Roster,
+    /// Who went on in whose place: sessions to the one they succeed.
+    pub succeeds: HashMap<SessionId, SessionId>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    #[error("record {at}: {error}")]
+    NotARecord { at: Position, error: RecordError },
+    #[error("record {at} says that it is record {says}")]
+    WrongPlace { at: Position, says: Position },
+    #[error("record {at} does not follow the record before it: its `prev` is another")]
+    Broken { at: Position },
+    #[error("record {at}: {error}")]
+    Roster { at: Position, error: RosterError },
+    #[error("record {at} is not signed by {actor}, whom it names")]
+    Forged { at: Position, actor: String },
+    #[error("record {at}: its tag list is not the one that was signed")]
+    OtherTags { at: Position },
+    #[error("record {at}: chunk {chunk} of the payload is missing: {why}")]
+    Missing { at: Position, chunk: ChunkId, why: String },
+    #[error("record {at}: no key of epoch {epoch} here; ask an owner for access again")]
+    NoKey { at: Position, epoch: mictlan::id::Epoch },
+}
+
+impl Volume {
+    /// Follows the log until the volume ends.
+    pub(super) async fn follow(self: Arc<Self>) {
+        loop {
+            let from = self.applying.lock().await.next;
+            match self.page(from, WAIT).await {
+                Ok(page) => {
+                    if let Err(error) = self.apply_page(page).await {
+                        tracing::error!(%error, "the volume stands still before this record");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no peer shows the log at the moment");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn page(
+        &self,
+        from: Position,
+        wait: Duration,
+    ) -> Result<Page, crate::network::CallError> {
+        let follow = Follow {
+            volume: Some(self.id),
+            from,
+            max_bytes: PAGE_BYTES,
+            wait_ms: wait.as_millis() as u32,
+        };
+        self.network
+            .voter(self.options.deadline + wait, |link| {
+                let follow = follow.clone();
+                async move { link.follow(follow).await }
+            })
+            .await
+    }
+
+    /// Applies a page; what was applied meanwhile is skipped.
+    pub(super) async fn apply_page(&self, page: Page) -> Result<(), FollowError> {
+        let mut applied = self.applying.lock().await;
+        for entry in page.entries {
+            if entry.position >= applied.next {
+                self.apply(&mut applied, entry).await?;
+            }
+        }
+        if page.next > applied.next {
+            // Records of other volumes lie between: nothing here for this view.
+            applied.next = page.next;
+            applied.chain = None;
+            self.skip(Position(page.next.0 - 1));
+        }
+        drop(applied);
+        self.applied_to(self.applied_next());
+        Ok(())
+    }
+
+    /// Our own commit was ordered: if it is the next record, it need not come back to be applied.
+    pub(super) async fn ordered(&self, position: Position, line: &[u8]) -> Result<(), FsError> {
+        {
+            let mut applied = self.applying.lock().await;
+            if applied.next == position {
+                let entry = Followed {
+                    position,
+                    line: line.to_vec(),
+                    tags: None,
+                    payload: None,
+                    inline: None,
+                };
+                self.apply(&mut applied, entry).await.map_err(|error| {
+                    tracing::error!(%error, "the sequencer's answer is not what was sent");
+                    FsError::Io
+                })?;
+                drop(applied);
+                self.applied_to(self.applied_next());
+                return Ok(());
+            }
+        }
+        self.wait_until_applied(Position(position.0 + 1)).await
+    }
+
+    /// Waits until everything before `position` is in the view.
+    pub(super) async fn wait_until_applied(&self, position: Position) -> Result<(), FsError> {
+        let mut progress = self.progress.subscribe();
+        let wait = progress.wait_for(|progress| progress.applied >= position);
+        match tokio::time::timeout(self.options.deadline, wait).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(FsError::Io),
+            Err(_) => Err(FsError::TimedOut),
+        }
+    }
+
+    /// Brings the view to where the leader's log was at the time of the call.
+    pub(super) async fn catch_up(&self, deadline: Instant) -> Result<(), FsError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // What another session acknowledged under its lease comes first.
+        let session = Some(self.core().session.id).filter(|id| id.0 > 0);
+        let pass = if session.is_some() { vec![LeaseUnit::Volume] } else { Vec::new() };
+        let barrier = Barrier { session, pass };
+        let position = self.network.read_position(&barrier, left).await.map_err(|error| {
+            tracing::warn!(%error, "what others changed cannot be known now");
+            FsError::TimedOut
+        })?;
+        let applied = self.progress.borrow().applied;
+        if applied < position {
+            if let Ok(page) = self.page(applied, Duration::ZERO).await {
+                self.apply_page(page).await.map_err(|error| {
+                    tracing::error!(%error, "the volume stands still before this record");
+                    FsError::Io
+                })?;
+            }
+            self.wait_until_applied(position).await?;
+        }
+        Ok(())
+    }
+
+    /// Records up to `at` change nothing here.
+    fn skip(&self, at: Position) {
+        self.core().view.apply(at, &WriteSet::new());
+    }
+
+    fn applied_next(&self) -> Position {
+        Position(self.core().view.position().0 + 1)
+    }
+
+    fn applied_to(&self, next: Position) {
+        self.progress.send_modify(|progress| progress.applied = progress.applied.max(next));
+    }
+
+    async fn apply(&self, applied: &mut Applied, entry: Followed) -> Result<(), FollowError> {
+        let at = entry.position;
+        let line =
+            Line::parse(&entry.line).map_err(|error| FollowError::NotARecord { at, error })?;
+        let hash = line.hash();
+        check_place(applied, at, &line)?;
+        let body = check_actor(applied, at, &line)?;
+        match &body {
+            Body::Commit(commit) if commit.volume == self.id => {
+                self.apply_commit(applied, at, commit, &entry).await?;
+            }
+            Body::Fence(fence) => {
+                if let Some(successor) = fence.successor {
+                    applied.succeeds.insert(successor, fence.session);
+                }
+                self.fenced(at, fence.session);
+                self.skip(at);
+            }
+            Body::Volume(made) if made.volume == self.id => {
+                let writes = founding(line.t);
+                self.core().view.apply(at, &writes);
+            }
+            _ => self.skip(at),
+        }
+        applied.next = Position(at.0 + 1);
+        applied.chain = Some(hash);
+        Ok(())
+    }
+
+    async fn apply_commit(
+        &self,
+        applied: &Applied,
+        at: Position,
+        commit: &Commit,
+        entry: &Followed,
+    ) -> Result<(), FollowError> {
+        if self.take_over_own(at, commit) {
+            return Ok(());
+        }
+        let writes = match self.open_payload(applied, at, commit, entry).await? {
+            Some(writes) => writes,
+            None => {
+                tracing::error!(record = %at, session = %commit.session,
+                    "a commit changes what it did not say it would: it is void, here and for all");
+                WriteSet::new()
+            }
+        };
+        self.core().view.apply(at, &writes);
+        self.tell_kernel(&writes);
+        Ok(())
+    }
+
+    /// If `commit` is the one on its way from here, its operations are committed now.
+    fn take_over_own(&self, at: Position, commit: &Commit) -> bool {
+        let mut core = self.core();
+        if commit.session != core.session.id {
+            return false;
+        }
+        let Some((attempt, n, until)) = core.session.waiting else { return false };
+        if (attempt, n) != (commit.attempt, commit.n) {
+            return false;
+        }
+        core.session.waiting = None;
+        core.session.n += 1;
+        core.view.commit_local(until.0 - 1, at);
+        let batch = core.queue.pop_front();
+        let pending = !core.queue.is_empty() || core.files.values().any(|file| file.is_journaled());
+        drop(core);
+        for put in batch.iter().flat_map(|batch| &batch.inline) {
+            self.chunks.let_go(put.address);
+        }
+        self.committed(until, pending);
+        true
+    }
+
+    fn committed(&self, until: Seq, pending: bool) {
+        self.progress.send_modify(|progress| {
+            progress.committed = progress.committed.max(until);
+            progress.stuck = None;
+        });
+        if let Some(journal) = &self.journal
+            && !pending
+            && let Err(error) = journal.trim(journal.next())
+        {
+            tracing::warn!(%error, "the journal keeps what is committed; nothing is lost");
+        }
+    }
+
+    /// The write set of another session's commit; `None` when it is void.
+    async fn open_payload(
+        &self,
+        applied: &Applied,
+        at: Position,
+        commit: &Commit,
+        entry: &Followed,
+    ) -> Result<Option<WriteSet>, FollowError> {
+        let chunk = commit.payload.b3;
+        let sealed = match &entry.payload {
+            Some(bytes) => bytes.clone().into(),
+            None => self
+                .chunks
+                .get(chunk, self.options.deadline)
+                .await
+                .map_err(|error| FollowError::Missing { at, chunk, why: error.to_string() })?,
+        };
+        let ring = self.ring();
+        let Some(keys) = ring.epoch(commit.key_epoch) else {
+            return Err(FollowError::NoKey { at, epoch: commit.key_epoch });
+        };
+        let tags = entry.tags.as_deref().map(TagList::decode).transpose().ok().flatten();
+        let tags = tags.filter(|tags| tags.b3() == commit.tags.b3);
+        let Some(tags) = tags else { return Err(FollowError::OtherTags { at }) };
+        let Ok(opened) = seal::open(&ring, chunk, &sealed) else { return Ok(None) };
+        let owns = lineage(applied, commit.session);
+        loop {
+            let verdict = {
+                let core = self.core();
+                let missing = Cell::new(None);
+                let fresh = |ino: Ino| {
+                    let mine = ino.session().is_some_and(|session| owns.contains(&session));
+                    mine && match core.view.get(&Key::Inode(ino)) {
+                        Ok(there) => there.is_none(),
+                        Err(error) => {
+                            missing.set(Some(error));
+                            false
+                        }
+                    }
+                };
+                let links = &opened.header.links;
+                let verdict = cover::judge(&opened.plaintext, links, &tags, keys.tag_key(), fresh);
+                match missing.into_inner() {
+                    Some(error) => Err(error),
+                    None => Ok(verdict),
+                }
+            };
+            match verdict {
+                Ok(Ok(writes)) => return Ok(Some(writes)),
+                Ok(Err(why)) => {
+                    tracing::error!(record = %at, %why, "the payload is void");
+                    return Ok(None);
+                }
+                Err(NodeError::Missing(node)) => self.fetch_node(node).await.map_err(|error| {
+                    FollowError::Missing { at, chunk: node.address, why: error.to_string() }
+                })?,
+                Err(NodeError::Broken(node)) => {
+                    let why = "it contradicts the node that refers to it".to_owned();
+                    return Err(FollowError::Missing { at, chunk: node.address, why });
+                }
+            }
+        }
+    }
+
+    /// What the kernel may have cached of what another session changed.
+    fn tell_kernel(&self, writes: &WriteSet) {
+        for (key, _) in writes.changes() {
+            let stale = match key.key() {
+                Key::Inode(ino) | Key::Extent { ino, .. } | Key::Xattr { ino, .. } => {
+                    Stale::Inode(ino)
+                }
+                Key::Dirent { dir, name, .. } => Stale::Entry(dir, name),
+                _ => continue,
+            };
+            // The thread behind it ends only with the mount.
+            let _ = self.stale.send(stale);
+        }
+    }
+
+    /// A fence of this very session: nothing of it will be accepted any more.
+    fn fenced(&self, at: Position, session: SessionId) {
+        let mut core = self.core();
+        if core.session.id == session && core.session.mode != Mode::Reader {
+            core.session.mode = Mode::Lost;
+            drop(core);
+            tracing::error!(record = %at,
+                "this mount was fenced by another; what it had not committed is in its journal: \
+                 unmount and mount again");
+            self.progress.send_modify(|progress| progress.stuck = Some(FsError::Io));
+        }
+    }
+}
+
+fn check_place(applied: &Applied, at: Position, line: &Line) -> Result<(), FollowError> {
+    if line.i != at {
+        return Err(FollowError::WrongPlace { at, says: line.i });
+    }
+    let expected = if at.0 == 0 { Some(NO_RECORD) } else { applied.chain };
+    let follows = at > applied.next || expected.is_none_or(|chain| chain == line.prev);
+    if follows { Ok(()) } else { Err(FollowError::Broken { at }) }
+}
+
+/// The record's body, if its actor's key signed it; the roster takes its news over.
+fn check_actor(applied: &mut Applied, at: Position, line: &Line) -> Result<Body, FollowError> {
+    let roster = |error| FollowError::Roster { at, error };
+    let actor = line.p.actor_label();
+    let key = applied.roster.key_of(actor.as_str()).map_err(roster)?;
+    if !seal::verify(&key, &line.message(&applied.roster.origin()), &line.sig) {
+        return Err(FollowError::Forged { at, actor: actor.to_string() });
+    }
+    let body = line.p.body().map_err(|error| FollowError::NotARecord { at, error })?;
+    applied.roster.apply(&actor, &body).map_err(roster)?;
+    Ok(body)
+}
+
+/// The first state of a volume, the same for everyone: a root directory of the record's time.
+fn founding(t: TimeMs) -> WriteSet {
+    let stamp = Stamp { secs: (t.0 / 1000) as i64, nanos: (t.0 % 1000) as u32 * 1_000_000 };
+    namespace::founding(stamp, 0, 0, 0o755)
+}
+
+/// The session and those that it succeeds.
+fn lineage(applied: &Applied, session: SessionId) -> HashSet<SessionId> {
+    let mut sessions = HashSet::from([session]);
+    let mut next = applied.succeeds.get(&session);
+    while let Some(earlier) = next
+        && sessions.insert(*earlier)
+    {
+        next = applied.succeeds.get(earlier);
+    }
+    sessions
+}

@@ -1,0 +1,106 @@
+//! A mounted volume: what the kernel asks is answered from here.
+//!
+//! Owns: the view of the namespace, the dirty bytes, the session, and the order in which they
+//! become commits: dirty → sealed → durable → committed → applied.
+//! Never: speaks FUSE or HTTP; `mount` and `link` do.
+//! Invariant: what a call acknowledged is in the journal or on its peers; what `fsync`
+//! acknowledged is committed; a refusal is never silent.
+
+mod caller;
+mod commit;
+mod conflict;
+mod data;
+mod file;
+mod follow;
+pub mod journal;
+mod local;
+mod nodes;
+mod orphan;
+mod read;
+mod recover;
+mod seal;
+mod session;
+mod snapshot;
+mod space;
+mod start;
+mod state;
+mod vfs;
+mod virtual_xattr;
+
+pub use start::{OpenError, Start, roster};
+
+use crate::chunks::Chunks;
+use crate::chunks::budget::Budget;
+use crate::network::Network;
+use journal::Journal;
+use mictlan::file::Cutter;
+use mictlan::id::{Label, VolumeId};
+use mictlan::ledger::record::Origin;
+use mictlan::meta::tree::{NodeCache, TreeKeys};
+use mictlan::seal::KeyRing;
+use mictlan::seal::Principal;
+use mictlan_mount::options::Options;
+use state::{Core, Progress};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+pub struct Volume {
+    pub id: VolumeId,
+    /// How records name who signs.
+    actor: Label,
+    principal: Arc<Principal>,
+    origin: Origin,
+    ring: RwLock<Arc<KeyRing>>,
+    cutter: Option<Cutter>,
+    network: Arc<Network>,
+    chunks: Arc<Chunks>,
+    nodes: Arc<NodeCache>,
+    tree_keys: TreeKeys,
+    budget: Budget,
+    /// `None` on a read-only mount.
+    journal: Option<Journal>,
+    options: Options,
+    /// Never held across an await. Taken after a file's `data`.
+    core: Mutex<Core>,
+    /// How far commits are; waited for by fsync and by whoever is slowed.
+    progress: watch::Sender<Progress>,
+    /// Something may be there to commit.
+    work: Notify,
+    /// One record at a time is applied, in order.
+    applying: tokio::sync::Mutex<follow::Applied>,
+    /// Without a lease, one operation at a time goes all the way to its commit.
+    turn: tokio::sync::Mutex<()>,
+    /// A recall is being served: the lease is held, and nothing new is done under it.
+    recalled: AtomicBool,
+    /// Which grant of the lease is held; a release names it.
+    grant: AtomicU64,
+    /// All is committed; the next heartbeat gives the lease back.
+    releasing: AtomicBool,
+    /// Unmounted: the last things are done.
+    ending: AtomicBool,
+    lease_changed: Notify,
+    snapshot_wanted: Notify,
+    /// Until then the leader is not asked where the log stands: it just was not there.
+    unconfirmed: Mutex<Option<Instant>>,
+    /// What the kernel must forget.
+    stale: tokio::sync::mpsc::UnboundedSender<Stale>,
+}
+
+/// Something that the kernel may have cached and that another session changed.
+#[derive(Debug, Clone)]
+pub enum Stale {
+    Inode(mictlan::id::Ino),
+    Entry(mictlan::id::Ino, mictlan::id::Name),
+}
+
+impl Volume {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().expect("nothing panics while the core is locked")
+    }
+
+    fn ring(&self) -> Arc<KeyRing> {
+        self.ring.read().expect("nothing panics while the ring is locked").clone()
+    }
+}

@@ -1,0 +1,360 @@
+//! What an earlier mount of this host acknowledged and did not commit comes back here.
+//!
+//! Owns: the fence of that mount's session, the choice of its entries that were not committed, and
+//! what happens to those that the namespace now refuses.
+//!
+//! The order, and what a crash leaves at each step:
+//! 1. the old session is fenced, naming this one: it can commit nothing any more (crash: the next
+//!    mount fences again and gets the same answer);
+//! 2. its entries after the last accepted request are placed again, into this session's journal
+//!    (crash: both journals are there; the second replay finds what this session committed);
+//! 3. they are committed (crash: the old journal is replayed once more; what it asks for is there
+//!    already and changes nothing);
+//! 4. the old journal is removed.
+//!
+//! Invariant: an acknowledged entry is committed again, or its bytes are in a file
+//! `NAME.recovered-HOST-TIME`, or it is named in the log: never silently gone.
+
+use super::journal::{Entry, Left, Seq};
+use super::local::Under;
+use super::start::OpenError;
+use super::{Volume, local};
+use crate::host;
+use mictlan::cluster::refusal::Refusal;
+use mictlan::cluster::state::Outcome;
+use mictlan::file::Extent;
+use mictlan::id::{Attempt, ChunkId, Ino, Name, Position, SessionId};
+use mictlan::ledger::record::body::{Body, Fence};
+use mictlan::meta::error::FsError;
+use mictlan::meta::inode::{FileKind, Stamp};
+use mictlan::meta::key::Span;
+use mictlan::meta::namespace::{Make, Op, Place, Write};
+use mictlan::meta::tree::Read;
+use mictlan::meta::value::Value;
+use mictlan::wire::{Answer, Query};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Dirents looked through for the name that an inode has.
+const NAMES_MAX: usize = 100_000;
+
+/// How the session of a journal stands.
+enum Fenced {
+    /// It can commit nothing more; its last accepted request.
+    Now(Option<(Attempt, u64)>),
+    /// It was closed, after all of it was committed: only its journal was not removed.
+    Closed,
+}
+
+/// What is to be done again, in order.
+enum Again {
+    Op(Stamp, Op),
+    Data { ino: Ino, offset: u64, mtime: Stamp, kill_priv: bool, bytes: Vec<u8> },
+}
+
+impl Volume {
+    pub(super) async fn recover(self: &Arc<Self>, left: Vec<Left>) -> Result<(), OpenError> {
+        for left in left {
+            self.recover_one(left).await?;
+        }
+        Ok(())
+    }
+
+    async fn recover_one(self: &Arc<Self>, left: Left) -> Result<(), OpenError> {
+        let session = left.about.session;
+        if left.unread_bytes > 0 {
+            tracing::warn!(%session, bytes = left.unread_bytes,
+                "the journal of an earlier mount ends in bytes that are not whole; \
+                 what stands before them is replayed");
+        }
+        if left.entries.is_empty() {
+            return Ok(left.remove()?);
+        }
+        let last = match self.fence(session).await? {
+            Fenced::Now(last) => last, // step 1
+            Fenced::Closed => return Ok(left.remove()?),
+        };
+        let durable = self.durable_of(&left).await?;
+        let again = choose(&left.entries, last, &durable);
+        let count = again.len();
+        for entry in again {
+            self.place_again(entry).await?; // step 2
+        }
+        self.flush(self.options.deadline).await?; // step 3
+        if count > 0 {
+            tracing::info!(%session, count, "what an earlier mount had not committed is committed");
+        }
+        Ok(left.remove()?) // step 4
+    }
+
+    /// Ends the old session in favour of this one: the last request of it that was accepted.
+    async fn fence(&self, old: SessionId) -> Result<Fenced, OpenError> {
+        let body = Body::Fence(Fence {
+            reason: "its mount ended without closing it".to_owned(),
+            session: old,
+            successor: Some(self.core().session.id),
+            volume: self.id,
+        });
+        let submission = self.sign(body)?;
+        let outcome = self.network.append(&submission.into(), self.options.deadline).await?;
+        let fenced = match outcome {
+            Outcome::Accepted { position, .. } | Outcome::Repeated { position } => position,
+            Outcome::Refused(Refusal::Fenced { at, .. }) => at,
+            // Closed in order, with nothing left to commit: only its journal was not removed.
+            Outcome::Refused(Refusal::SessionEnded { .. }) => return Ok(Fenced::Closed),
+            Outcome::Refused(refusal) => {
+                return Err(OpenError::Ledger(format!(
+                    "session {old} could not be fenced: {refusal}"
+                )));
+            }
+            other => return Err(OpenError::Ledger(format!("a fence was answered with {other:?}"))),
+        };
+        self.wait_until_applied(Position(fenced.0 + 1)).await?;
+        match self.network.query(Query::LastOf(old), self.options.deadline).await? {
+            Answer::LastOf(last) => Ok(Fenced::Now(last)),
+            _ => Err(OpenError::Ledger("a peer answered another question".to_owned())),
+        }
+    }
+
+    /// Which of the chunks that the journal's operations name are on the peers.
+    async fn durable_of(&self, left: &Left) -> Result<HashSet<ChunkId>, OpenError> {
+        let named = left.entries.iter().flat_map(|(_, entry)| chunks_of(entry));
+        let named: HashSet<ChunkId> = named.collect();
+        Ok(self.chunks.have(named.into_iter().collect()).await)
+    }
+
+    async fn place_again(self: &Arc<Self>, again: Again) -> Result<(), FsError> {
+        match again {
+            Again::Op(now, op) => match self.place(&op, now, Under::Certification).await {
+                Ok(_) => Ok(()),
+                Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => Err(error),
+                Err(error) => self.refused_again(now, op, error).await,
+            },
+            Again::Data { ino, offset, mtime, kill_priv, bytes } => {
+                let gone = self.inode(ino).await.is_err();
+                let ino = if gone { self.recovered_file(ino, mtime).await? } else { ino };
+                let charge = self.budget.charge(bytes.len()).await;
+                let file = self.core().file(ino);
+                file.data().write(offset, &bytes, mtime, kill_priv, charge);
+                Ok(())
+            }
+        }
+    }
+
+    /// An operation that was acknowledged and cannot happen any more. Bytes get a file of their
+    /// own; anything else is named for the person who did it.
+    pub(super) async fn refused_again(
+        &self,
+        now: Stamp,
+        op: Op,
+        error: FsError,
+    ) -> Result<(), FsError> {
+        tracing::error!(operation = ?op, %error,
+            "an operation of an earlier mount was acknowledged and is refused now, because another \
+             mount changed the same thing meanwhile");
+        if let Op::Write(write) = op
+            && !write.extents.is_empty()
+        {
+            let ino = self.recovered_file(write.ino, now).await?;
+            let again = Op::Write(Write { ino, ..write });
+            self.place(&again, now, Under::Certification).await?;
+        }
+        Ok(())
+    }
+
+    /// A new file that takes the bytes that were meant for `lost`.
+    async fn recovered_file(&self, lost: Ino, at: Stamp) -> Result<Ino, FsError> {
+        let name = self
+            .name_of(lost)
+            .await?
+            .unwrap_or_else(|| format!("inode-{}", lost.0).into_bytes().into());
+        let mut text = name.into_vec();
+        text.truncate(150);
+        text.extend_from_slice(format!(".recovered-{}-{}", host::machine(), at.secs).as_bytes());
+        text.truncate(255);
+        let name = Name::parse(&text).map_err(|_| FsError::Invalid)?;
+        let found = self.find(Ino::ROOT, &name).await;
+        if let Ok((ino, _)) = found {
+            return Ok(ino); // the earlier bytes of the same file
+        }
+        let ino = self.new_ino()?;
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let make = Make {
+            at: Place { dir: Ino::ROOT, name: name.clone() },
+            ino,
+            kind: FileKind::File,
+            mode: 0o600,
+            umask: 0,
+            uid,
+            gid,
+            rdev: 0,
+            target: Box::default(),
+        };
+        self.place(&Op::Make(make), local::now(), Under::Certification).await?;
+        tracing::error!(?name, "bytes of an earlier mount are kept in this file");
+        Ok(ino)
+    }
+
+    /// The name that an inode had in its home directory, if it still has one.
+    async fn name_of(&self, ino: Ino) -> Result<Option<Box<[u8]>>, FsError> {
+        let Ok(inode) = self.inode(ino).await else { return Ok(None) };
+        let names = self
+            .ask(|core| {
+                let span = Span::children(inode.home);
+                Ok(core.view.range(span.from(), span.to(), NAMES_MAX)?)
+            })
+            .await?;
+        let named = names.into_iter().find_map(|(key, value)| match (key, value) {
+            (mictlan::meta::key::Key::Dirent { name, .. }, Value::Dirent { ino: there, .. })
+                if there == ino =>
+            {
+                Some(name.as_bytes().into())
+            }
+            _ => None,
+        });
+        Ok(named)
+    }
+}
+
+/// The entries that are to be done again: those after the last accepted request, each byte once.
+fn choose(
+    entries: &[(Seq, Entry)],
+    last: Option<(Attempt, u64)>,
+    durable: &HashSet<ChunkId>,
+) -> Vec<Again> {
+    let committed = committed_until(entries, last);
+    let sealed = seals(entries);
+    // An operation whose chunks never became durable was not acknowledged by `close`; what came
+    // after it on the same inode was not either.
+    let mut broken: HashSet<Ino> = HashSet::new();
+    let gone: Vec<(Seq, Seq)> = entries.iter().filter_map(|(_, entry)| entry.dropped()).collect();
+    let dropped = |seq: Seq| gone.iter().any(|(from, until)| (*from..*until).contains(&seq));
+    let mut again = Vec::new();
+    for (seq, entry) in entries {
+        match entry {
+            Entry::Op { now, op, covers, .. } if *seq >= committed && !dropped(*seq) => {
+                let whole = chunks_of(entry).all(|chunk| durable.contains(&chunk));
+                match op {
+                    Op::Write(write) if !whole => {
+                        // With `covers` its bytes are in the journal as data and come from there.
+                        if covers.is_none() {
+                            broken.insert(write.ino);
+                        }
+                    }
+                    Op::Write(write) if broken.contains(&write.ino) => {}
+                    _ => again.push(Again::Op(*now, op.clone())),
+                }
+            }
+            Entry::Data { ino, offset, mtime, kill_priv, bytes } => {
+                let covering = |seal: &&Seal| seal.covers > *seq && !dropped(seal.seq);
+                let by = sealed.get(ino).and_then(|seals| seals.iter().find(covering));
+                let done = by.is_some_and(|seal| {
+                    seal.seq < committed || seal.chunks.iter().all(|chunk| durable.contains(chunk))
+                });
+                if !done && !broken.contains(ino) {
+                    let (ino, offset, mtime) = (*ino, *offset, *mtime);
+                    let (kill_priv, bytes) = (*kill_priv, bytes.clone());
+                    again.push(Again::Data { ino, offset, mtime, kill_priv, bytes });
+                }
+            }
+            Entry::Op { .. } | Entry::Proposed { .. } | Entry::Dropped { .. } => {}
+        }
+    }
+    again
+}
+
+/// Every operation before this is in an accepted commit.
+fn committed_until(entries: &[(Seq, Entry)], last: Option<(Attempt, u64)>) -> Seq {
+    let Some(last) = last else { return Seq(0) };
+    let held = entries.iter().filter_map(|(_, entry)| match entry {
+        Entry::Proposed { attempt, n, until } if (*attempt, *n) <= last => Some(*until),
+        _ => None,
+    });
+    held.max().unwrap_or(Seq(0))
+}
+
+/// The sealing of an inode's journaled bytes: `Data` before `covers` is in `chunks`.
+struct Seal {
+    seq: Seq,
+    covers: Seq,
+    chunks: Vec<ChunkId>,
+}
+
+fn seals(entries: &[(Seq, Entry)]) -> HashMap<Ino, Vec<Seal>> {
+    let mut seals: HashMap<Ino, Vec<Seal>> = HashMap::new();
+    for (seq, entry) in entries {
+        if let Entry::Op { covers: Some(covers), op: Op::Write(write), .. } = entry {
+            let chunks = write.extents.iter().map(|extent| extent.chunk).collect();
+            let seal = Seal { seq: *seq, covers: *covers, chunks };
+            seals.entry(write.ino).or_default().push(seal);
+        }
+    }
+    seals
+}
+
+fn chunks_of(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
+    let extents: &[Extent] = match entry {
+        Entry::Op { op: Op::Write(write), .. } => &write.extents,
+        Entry::Op { op: Op::Append(append), .. } => &append.extents,
+        _ => &[],
+    };
+    extents.iter().map(|extent| extent.chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(n: u8) -> ChunkId {
+        ChunkId([n; 32])
+    }
+
+    fn write(n: u8, covers: Option<Seq>) -> Entry {
+        let extent = Extent { offset: 0, len: 1, chunk: chunk(n), at: 0, packed: None };
+        let mtime = Stamp::default();
+        let op = Write { ino: Ino(7), extents: vec![extent], end: 1, mtime, kill_priv: false };
+        Entry::Op { now: mtime, base: Position(0), covers, op: Op::Write(op) }
+    }
+
+    fn data() -> Entry {
+        let (mtime, bytes) = (Stamp::default(), b"x".to_vec());
+        Entry::Data { ino: Ino(7), offset: 0, mtime, kill_priv: false, bytes }
+    }
+
+    fn proposed(n: u64, until: u64) -> Entry {
+        Entry::Proposed { attempt: Attempt(1), n, until: Seq(until) }
+    }
+
+    fn check(entries: &[Entry], accepted: u64, durable: &[u8]) -> String {
+        let entries: Vec<(Seq, Entry)> =
+            entries.iter().enumerate().map(|(i, e)| (Seq(i as u64 + 1), e.clone())).collect();
+        let durable = durable.iter().map(|n| chunk(*n)).collect();
+        let last = (accepted > 0).then_some((Attempt(1), accepted));
+        let again = choose(&entries, last, &durable);
+        let letter = |again: &Again| if matches!(again, Again::Op(..)) { 'o' } else { 'd' };
+        again.iter().map(letter).collect()
+    }
+
+    #[test]
+    fn what_was_committed_is_not_done_again() {
+        let entries = [write(1, None), proposed(1, 2), write(2, None)];
+        assert_eq!(check(&entries, 1, &[1, 2]), "o");
+        assert_eq!(check(&entries, 0, &[1, 2]), "oo", "proposed and never accepted");
+    }
+
+    #[test]
+    fn journaled_bytes_come_back_once() {
+        let entries = [data(), write(1, Some(Seq(2)))];
+        assert_eq!(check(&entries, 0, &[]), "d", "their chunk was lost with the daemon");
+        assert_eq!(check(&entries, 0, &[1]), "o", "their chunk is on its peers");
+        let entries = [data(), write(1, Some(Seq(2))), proposed(1, 3), data()];
+        assert_eq!(check(&entries, 1, &[1]), "d", "only what came after the commit");
+    }
+
+    #[test]
+    fn bytes_that_close_never_acknowledged_leave_no_hole_behind_later_ones() {
+        let entries = [write(1, None), write(2, None)];
+        assert_eq!(check(&entries, 0, &[2]), "", "the second rests on the first");
+        assert_eq!(check(&entries, 0, &[1]), "o");
+    }
+}

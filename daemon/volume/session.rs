@@ -1,0 +1,230 @@
+//! The session's life: heartbeats, the lease on the whole volume, its recall.
+//!
+//! Owns: when this mount may answer from its own state, and for how long the kernel may.
+//! Invariant: the lease is used only until 90 % of its term after the heartbeat that got it was
+//! *sent*, on a clock that also counts sleep; it is given back only when everything done under it
+//! is committed and what the kernel was told has run out.
+
+use super::Volume;
+use super::state::Mode;
+use mictlan::id::Position;
+use mictlan::meta::error::FsError;
+use mictlan::wire::{CloseSession, Heartbeat, HeartbeatReply, Lease, LeaseMode, LeaseUnit, Ticket};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the leader may hold a heartbeat back for news; a fraction of any term.
+const NEWS_WAIT: Duration = Duration::from_millis(2_000);
+/// After a heartbeat that nobody answered.
+const PAUSE: Duration = Duration::from_millis(300);
+/// The kernel may answer by itself for this long; a recall waits for it to run out.
+pub(super) const LIFETIME: Duration = Duration::from_secs(1);
+/// Without a lease, a reader waits this long for the leader's word on where the log stands, and
+/// then reads what is known here: with no quorum nobody can have committed anything newer.
+const CONFIRM_WAIT: Duration = Duration::from_secs(3);
+/// For so long nobody else waits for a leader that just was not there.
+const UNCONFIRMED_FOR: Duration = Duration::from_secs(5);
+
+/// The lease on the whole volume, by whichever grant.
+fn whole(granted: Ticket) -> Lease {
+    Lease { unit: LeaseUnit::Volume, mode: LeaseMode::Write, granted }
+}
+
+impl Volume {
+    /// Beats until the volume ends.
+    pub(super) async fn beat(self: Arc<Self>) {
+        loop {
+            let sent = boot_time();
+            match self.heartbeat().await {
+                Ok(reply) => self.heard(sent, reply).await,
+                Err(error) => {
+                    tracing::debug!(%error, "no voter answers heartbeats");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            if self.core().session.mode == Mode::Lost || self.ending.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+
+    async fn heartbeat(&self) -> Result<HeartbeatReply, crate::network::CallError> {
+        let release = match self.releasing.swap(false, Ordering::Relaxed) {
+            true => vec![(LeaseUnit::Volume, Ticket(self.grant.load(Ordering::Relaxed)))],
+            false => Vec::new(),
+        };
+        let heartbeat = {
+            let core = self.core();
+            let leased = matches!(core.session.mode, Mode::Leased { .. });
+            // While a recall is being served the lease is still held, and not wanted again.
+            let giving = self.recalled.load(Ordering::Relaxed);
+            let grant = Ticket(self.grant.load(Ordering::Relaxed));
+            Heartbeat {
+                volume: self.id,
+                session: core.session.id,
+                attempt: core.session.attempt,
+                applied: core.view.position(),
+                want: if giving { Vec::new() } else { vec![whole(Ticket(0))] },
+                held: if leased || giving { vec![whole(grant)] } else { Vec::new() },
+                release,
+                open_orphans: Vec::new(),
+                reap: Vec::new(),
+                credit: 0,
+                wait_ms: NEWS_WAIT.as_millis() as u32,
+            }
+        };
+        self.network
+            .voter(self.options.deadline, |link| {
+                let heartbeat = heartbeat.clone();
+                async move { link.heartbeat(heartbeat).await }
+            })
+            .await
+    }
+
+    async fn heard(self: &Arc<Self>, sent: Duration, reply: HeartbeatReply) {
+        let held = reply.held.iter().find(|lease| lease.unit == LeaseUnit::Volume);
+        let holds = held.is_some();
+        if let Some(lease) = held {
+            self.grant.store(lease.granted.0, Ordering::Relaxed);
+        }
+        let recalled = reply.recall.iter().any(|(unit, _)| *unit == LeaseUnit::Volume);
+        if recalled && holds {
+            if !self.recalled.swap(true, Ordering::Relaxed) {
+                tokio::spawn(self.clone().give_back());
+            }
+            return;
+        }
+        if !holds || self.recalled.load(Ordering::Relaxed) {
+            let mut core = self.core();
+            if matches!(core.session.mode, Mode::Leased { .. }) {
+                core.session.mode = Mode::Synchronous;
+            }
+            return;
+        }
+        // 10 % of the term are left for clocks that run apart.
+        let term = Duration::from_millis(u64::from(reply.term_ms)) * 9 / 10;
+        let Some(left) = (sent + term).checked_sub(boot_time()) else { return };
+        let until = Instant::now() + left;
+        // What was committed before the grant must be seen before anything is answered under it.
+        if self.leased_from(reply.read).await.is_ok() {
+            let mut core = self.core();
+            if core.session.mode != Mode::Lost {
+                core.session.mode = Mode::Leased { until };
+            }
+            drop(core);
+            self.lease_changed.notify_waiters();
+        }
+    }
+
+    async fn leased_from(&self, read: Position) -> Result<(), FsError> {
+        if self.progress.borrow().applied >= read {
+            return Ok(());
+        }
+        // An operation that goes all the way to its commit must not meet the change of mode.
+        let _turn = self.turn.lock().await;
+        self.wait_until_applied(read).await
+    }
+
+    /// Serves a recall: nothing more is answered locally, everything is committed, what the kernel
+    /// was told runs out, and with the next heartbeat the lease goes back.
+    async fn give_back(self: Arc<Self>) {
+        {
+            let mut core = self.core();
+            if matches!(core.session.mode, Mode::Leased { .. }) {
+                core.session.mode = Mode::Synchronous;
+            }
+        }
+        let told_until = Instant::now() + LIFETIME;
+        while let Err(error) = self.flush(self.options.deadline).await {
+            if self.core().session.mode == Mode::Lost {
+                return;
+            }
+            tracing::warn!(%error, "another mount waits for this one's commits");
+        }
+        tokio::time::sleep_until(told_until).await;
+        self.releasing.store(true, Ordering::Relaxed);
+        self.recalled.store(false, Ordering::Relaxed);
+    }
+
+    /// Before a question is answered: under the lease and on a read-only mount at once, otherwise
+    /// when everything that others have closed is seen.
+    pub(super) async fn fresh(&self) -> Result<(), FsError> {
+        if self.mode() != Mode::Synchronous {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let unconfirmed = *self.unconfirmed_until();
+        if unconfirmed.is_some_and(|until| now < until) {
+            return Ok(());
+        }
+        match self.catch_up(now + CONFIRM_WAIT.min(self.options.deadline)).await {
+            Ok(()) => *self.unconfirmed_until() = None,
+            Err(FsError::TimedOut) => {
+                tracing::warn!("no quorum of voters answers: reads go on with what is known here");
+                *self.unconfirmed_until() = Some(Instant::now() + UNCONFIRMED_FOR);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn unconfirmed_until(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.unconfirmed.lock().expect("nothing panics while it is locked")
+    }
+
+    /// For how long the kernel may answer by itself what it is told now.
+    pub(super) fn lifetime(&self) -> Duration {
+        match self.core().session.mode {
+            Mode::Leased { until } => LIFETIME.min(until.saturating_duration_since(Instant::now())),
+            Mode::Reader => LIFETIME,
+            Mode::Synchronous | Mode::Lost => Duration::ZERO,
+        }
+    }
+
+    /// Everything is committed and the session closed, as far as the deadline allows. What is not
+    /// committed by then stays in the journal, and the caller says so.
+    pub async fn end(&self) -> Result<(), FsError> {
+        // If that fails, the session stays open: the next mount fences it and takes its journal
+        // over.
+        self.flush(self.options.deadline).await?;
+        self.last_snapshot().await;
+        self.ending.store(true, Ordering::Relaxed);
+        let close = {
+            let core = self.core();
+            CloseSession {
+                volume: self.id,
+                session: core.session.id,
+                req: crate::host::ulid_bytes(),
+            }
+        };
+        if self.core().session.mode == Mode::Reader {
+            return Ok(());
+        }
+        let closed = self
+            .network
+            .voter(CONFIRM_WAIT, |link| {
+                let close = close.clone();
+                async move { link.close_session(close).await }
+            })
+            .await;
+        match (closed, &self.journal) {
+            (Ok(()), Some(journal)) => {
+                if let Err(error) = journal.remove() {
+                    tracing::warn!(%error, "an empty journal is left behind");
+                }
+            }
+            (Ok(()), None) => {}
+            (Err(error), _) => tracing::debug!(%error, "the session is left to be fenced"),
+        }
+        Ok(())
+    }
+}
+
+/// Time since the machine started, its sleep included: a lease must not outlive its term because
+/// the lid was closed.
+fn boot_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}

@@ -1,0 +1,168 @@
+//! Snapshot roots: the commits so far as a tree, named in the ledger.
+//!
+//! Owns: when one is built, its nodes on their way to the peers, and its `fs.root` record.
+//!
+//! The order of durability: nodes durable (crash: nothing refers to them), record ordered (crash:
+//! the next mount starts there), then this view rests on it. A snapshot that fails changes nothing.
+
+use super::Volume;
+use super::state::Mode;
+use crate::chunks::Put;
+use mictlan::cluster::state::Outcome;
+use mictlan::hash;
+use mictlan::ledger::record::body::{Body, Root};
+use mictlan::meta::error::FsError;
+use mictlan::meta::tree::{NewNode, NodeError, NodeRef, Tree, Update, UpdateError};
+use mictlan::meta::view::Frozen;
+use mictlan::meta::write::WriteSet;
+use mictlan::seal::{self, Codec, Kind, SealError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A root is built when so much has been committed since the last one, or so long ago.
+const BYTES: usize = 32 << 20;
+const EVERY: Duration = Duration::from_secs(300);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+impl Volume {
+    /// Builds roots until the volume ends.
+    pub(super) async fn snapshots(self: Arc<Self>) {
+        let mut last = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.snapshot_wanted.notified() => last -= EVERY,
+            }
+            let (mode, bytes) = {
+                let core = self.core();
+                (core.session.mode, core.view.overlay_bytes())
+            };
+            if mode == Mode::Lost {
+                return;
+            }
+            let leased = matches!(mode, Mode::Leased { .. });
+            if leased && (bytes >= BYTES || last.elapsed() >= EVERY) {
+                last = tokio::time::Instant::now();
+                self.snapshot_or_say().await;
+            }
+        }
+    }
+
+    /// The root at unmount, so that the next mount starts at once. Not building it loses nothing.
+    pub(super) async fn last_snapshot(&self) {
+        if matches!(self.core().session.mode, Mode::Leased { .. }) {
+            self.snapshot_or_say().await;
+        }
+    }
+
+    async fn snapshot_or_say(&self) {
+        if let Err(error) = self.snapshot().await {
+            tracing::warn!(%error, "no snapshot root was made; mounting takes longer until one is");
+        }
+    }
+
+    /// Builds and records one root. With nothing committed since the last one it does nothing.
+    pub(super) async fn snapshot(&self) -> Result<(), FsError> {
+        let frozen = self.core().view.freeze();
+        if frozen.parts() == 0 {
+            self.core().view.thaw();
+            return Ok(());
+        }
+        match self.build_and_record(&frozen).await {
+            Ok(root) => {
+                self.core().view.rebase(root, frozen.position);
+                Ok(())
+            }
+            Err(error) => {
+                self.core().view.thaw();
+                Err(error)
+            }
+        }
+    }
+
+    async fn build_and_record(&self, frozen: &Frozen) -> Result<NodeRef, FsError> {
+        let mut tree = frozen.base.clone();
+        let mut puts = Vec::new();
+        for i in 0..frozen.parts() {
+            let part = loop {
+                match frozen.part(i) {
+                    Ok(part) => break part,
+                    Err(error) => self.have_node(error).await?,
+                }
+            };
+            let root = self.update(&tree, &part, &mut puts).await?;
+            tree = Tree::new(root, self.nodes.clone());
+        }
+        for put in &puts {
+            let durable = tokio::time::timeout(self.options.deadline, put.durable()).await;
+            durable.map_err(|_| FsError::TimedOut)?.map_err(|_| FsError::Io)?;
+        }
+        let root = tree.root();
+        self.record_root(root, frozen).await?;
+        Ok(root)
+    }
+
+    async fn update(
+        &self,
+        tree: &Tree,
+        writes: &WriteSet,
+        puts: &mut Vec<Put>,
+    ) -> Result<NodeRef, FsError> {
+        let ring = self.ring();
+        let mut update = Update::new(&self.tree_keys, tree, writes);
+        let mut sink = |new: NewNode| -> Result<_, SealError> {
+            let (bytes, links) = (new.node.bytes(), new.node.links());
+            let sealed = seal::seal(ring.current(), Kind::Node, Codec::Stored, &links, bytes)?;
+            let address = sealed.address;
+            puts.push(self.chunks.put(sealed, None));
+            self.nodes.insert(NodeRef { identity: new.identity, address }, new.node);
+            Ok(address)
+        };
+        loop {
+            match update.run(&mut sink) {
+                Ok(root) => return Ok(root),
+                Err(UpdateError::Node(error)) => self.have_node(error).await?,
+                Err(UpdateError::Sink(error)) => {
+                    tracing::error!(%error, "a tree node cannot be sealed");
+                    return Err(FsError::Io);
+                }
+            }
+        }
+    }
+
+    async fn have_node(&self, error: NodeError) -> Result<(), FsError> {
+        match error {
+            NodeError::Missing(node) => self.fetch_node(node).await,
+            error => {
+                tracing::error!(%error, "the tree is not sound");
+                Err(FsError::Io)
+            }
+        }
+    }
+
+    async fn record_root(&self, root: NodeRef, frozen: &Frozen) -> Result<(), FsError> {
+        let ring = self.ring();
+        let keys = ring.current();
+        let body = Body::Root(Root {
+            address: root.address,
+            confirms: None,
+            identity: hash::keyed(keys.root_key(), &[&root.identity.0]),
+            key_epoch: keys.epoch(),
+            position: frozen.position,
+            volume: self.id,
+        });
+        let submission = self.sign(body)?;
+        match self.network.append(&submission.into(), self.options.deadline).await {
+            Ok(Outcome::Accepted { .. } | Outcome::Repeated { .. }) => Ok(()),
+            Ok(other) => {
+                tracing::error!(?other, "the sequencer did not take a root");
+                Err(FsError::Io)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the root was not ordered");
+                Err(FsError::TimedOut)
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `user.mictlan.*`: what the filesystem knows of a file, asked for by name.
+//!
+//! Owns: the names. They are answered, never listed; only `replicas` can be set.
+
+use super::Volume;
+use bytes::Bytes;
+use mictlan::id::Ino;
+use mictlan::meta::error::FsError;
+use mictlan::meta::namespace::read;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Virtual {
+    /// The position in the ledger up to which this mount has applied the log.
+    Version,
+    /// The peers where each chunk's copies belong.
+    Copies,
+    /// How many copies: a setting of the directory or file.
+    Replicas,
+}
+
+/// `None`: an ordinary attribute.
+pub fn named(name: &[u8]) -> Option<Virtual> {
+    match name {
+        b"user.mictlan.version" => Some(Virtual::Version),
+        b"user.mictlan.copies" => Some(Virtual::Copies),
+        b"user.mictlan.replicas" => Some(Virtual::Replicas),
+        _ => None,
+    }
+}
+
+/// Extents looked at for the chunks of one file.
+const EXTENTS_MAX: usize = 10_000;
+/// getxattr(2) gives at most this much.
+const VALUE_MAX: usize = 65_536;
+
+impl Volume {
+    pub(super) async fn virtual_xattr(
+        self: &Arc<Self>,
+        ino: Ino,
+        which: Virtual,
+    ) -> Result<Bytes, FsError> {
+        let inode = self.inode(ino).await?;
+        match which {
+            Virtual::Version => Ok(self.core().view.position().to_string().into()),
+            Virtual::Replicas => {
+                let name = b"user.mictlan.replicas";
+                let own = self.ask(|core| read::getxattr(&core.view, ino, name, true)).await;
+                match own {
+                    Err(FsError::NoXattr) => {
+                        Ok(self.chunks.placement().copies.count().to_string().into())
+                    }
+                    own => own.map(Bytes::from),
+                }
+            }
+            Virtual::Copies => {
+                let extents = self
+                    .ask(|core| {
+                        let all = 0..inode.size.max(1);
+                        read::extents(&core.view, ino, all, EXTENTS_MAX)
+                    })
+                    .await?;
+                let chunks: BTreeSet<_> = extents.iter().map(|extent| extent.chunk).collect();
+                let mut text = String::new();
+                for chunk in chunks {
+                    let peers: Vec<String> =
+                        self.chunks.places(chunk).iter().map(|peer| peer.to_string()).collect();
+                    text.push_str(&format!("{chunk} {}\n", peers.join(" ")));
+                }
+                text.truncate(VALUE_MAX);
+                Ok(text.into())
+            }
+        }
+    }
+}
