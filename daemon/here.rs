@@ -1,0 +1,170 @@
+//! This process as a peer: its store, its sequencer, its doors.
+//!
+//! Owns: opening them in order, and closing them.
+//! Invariant: a peer that can no longer write ends the process (`Here::ended`), so that it never
+//! answers for what it does not have.
+
+use crate::config::{Network as Configured, Paths, Serve};
+use crate::host;
+use crate::http::admission::Limits;
+use crate::http::server::{Serving, serve_tls, serve_unix};
+use crate::http::tls::TlsError;
+use crate::http::transport::{Transport, TransportError};
+use crate::peer::Peer;
+use crate::sequencer::{self, Sequencer};
+use crate::service::{self, Service};
+use crate::store::{self, Store};
+use crate::voters::Voters;
+use mictlan::id::{Label, NetworkId, PeerId, PrincipalId};
+use mictlan::seal::Principal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+
+#[derive(Debug, thiserror::Error)]
+pub enum HereError {
+    #[error("{0}")]
+    Store(#[from] store::OpenError),
+    #[error("{0}")]
+    Sequencer(#[from] sequencer::OpenError),
+    #[error("{0}")]
+    Transport(#[from] TransportError),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error(
+        "{address}: {cause}; another program has this address, or this machine does not: choose \
+         another with --listen"
+    )]
+    Listen { address: String, cause: std::io::Error },
+    #[error("{}: {cause}", path.display())]
+    Socket { path: PathBuf, cause: std::io::Error },
+    #[error("{0}")]
+    Config(#[from] crate::config::ConfigError),
+}
+
+/// What a peer is started with.
+pub struct Options {
+    pub paths: Paths,
+    pub name: Label,
+    pub network: NetworkId,
+    pub me: PeerId,
+    pub peer_name: Label,
+    pub identity: Arc<Principal>,
+    pub serve: Serve,
+    /// Voters that are known before the ledger says who there is.
+    pub seeds: Vec<(PeerId, PrincipalId, Vec<String>)>,
+    /// Nothing but this process speaks to it: no socket, no port.
+    pub embedded: bool,
+}
+
+pub struct Here {
+    pub peer: Arc<Peer>,
+    pub sequencer: Arc<Sequencer>,
+    pub store: Arc<Store>,
+    pub transport: Transport,
+    doors: Vec<Serving>,
+}
+
+impl Here {
+    pub async fn start(options: Options) -> Result<Self, HereError> {
+        let dir = options.paths.network(&options.name);
+        let store_dir = options.serve.store.clone().unwrap_or_else(|| dir.join("store"));
+        let store = store::Options {
+            dir: store_dir,
+            network: options.network,
+            peer: options.me,
+            capacity: options.serve.capacity,
+            segment_bytes: store::SEGMENT_BYTES,
+            clock: Arc::new(host::now),
+        };
+        let opened = tokio::task::spawn_blocking(move || Store::open(store)).await;
+        let store = Arc::new(opened.expect("opening a store does not panic")?);
+        let transport = Transport::new(options.identity.clone())?;
+        let voters = Arc::new(Voters::new(transport.clone(), &options.seeds));
+        let sequencer = Sequencer::open(sequencer::Options {
+            dir: dir.join("sequencer"),
+            network: options.network,
+            me: options.me,
+            identity: options.identity.clone(),
+            chunks: store.clone(),
+            transport: voters.clone(),
+            now: Arc::new(host::now),
+            limits: sequencer::Limits::default(),
+        })
+        .await?;
+        let service = Service::start(service::Options {
+            sequencer: sequencer.clone(),
+            identity: options.identity.clone(),
+            name: options.peer_name.clone(),
+            me: options.me,
+            seeds: options.seeds.iter().map(|(id, key, _)| (*id, *key)).collect(),
+            alone: options.embedded,
+        });
+        let peer =
+            Peer::new(options.network, options.identity.id(), Some(store.clone()), Some(service));
+        let peer = Arc::new(peer);
+        tokio::spawn(know_voters(sequencer.clone(), voters));
+        let doors = match options.embedded {
+            true => Vec::new(),
+            false => open_doors(&options, &peer).await?,
+        };
+        Ok(Self { peer, sequencer, store, transport, doors })
+    }
+
+    /// Ends when this peer can go on no more; the process is to exit with the reason.
+    pub async fn ended(&self) -> String {
+        self.sequencer.ended().await
+    }
+
+    /// No new requests; those under way get a moment; then the sequencer stops.
+    pub async fn stop(self) {
+        for door in self.doors {
+            door.stop().await;
+        }
+        self.sequencer.shutdown().await;
+    }
+}
+
+/// Keeps the voters' links to what the ledger says.
+async fn know_voters(sequencer: Arc<Sequencer>, voters: Arc<Voters>) {
+    const EVERY: Duration = Duration::from_secs(1);
+    let mut known = None;
+    loop {
+        let peers = sequencer.with_state(service::peers);
+        if peers != known {
+            voters.know(peers.as_deref().unwrap_or_default());
+            known = peers;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn open_doors(options: &Options, peer: &Arc<Peer>) -> Result<Vec<Serving>, HereError> {
+    let limits = Limits::of_process();
+    let mut doors = Vec::new();
+    if let Some(address) = &options.serve.listen {
+        let failed = |cause| HereError::Listen { address: address.clone(), cause };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        doors.push(serve_tls(listener, &options.identity, peer.clone(), limits)?);
+    }
+    options.paths.make_runtime()?;
+    let path = options.paths.socket(&options.name);
+    let failed = |cause| HereError::Socket { path: path.clone(), cause };
+    // The store's lock says that no other peer of this network runs here, so a socket that is
+    // there was left behind.
+    match std::fs::remove_file(&path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(failed(cause)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    doors.push(serve_unix(listener, &options.identity, peer.clone(), limits));
+    Ok(doors)
+}
+
+/// The seeds that a configuration names.
+pub fn seeds(configured: &Configured) -> Vec<(PeerId, PrincipalId, Vec<String>)> {
+    let seed =
+        |known: &crate::config::KnownPeer| (PeerId(known.id), known.key, known.addresses.clone());
+    configured.peers.iter().map(seed).collect()
+}
