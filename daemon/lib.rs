@@ -1,9 +1,18 @@
 //! The process: mounts, peers, sequencer and command line.
 
+pub mod chunks;
+pub mod cli;
 pub mod config;
+pub mod founding;
+pub mod here;
+pub mod host;
 pub mod http;
 pub mod identity;
 pub mod link;
+pub mod network;
 pub mod peer;
 pub mod sequencer;
+pub mod service;
 pub mod store;
+pub mod volume;
+pub mod voters;

@@ -1,3 +1,5 @@
 //! The `mictlan` program; called as `mount.mictlan` it mounts.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    mictlan_daemon::cli::run()
+}

@@ -24,7 +24,7 @@ use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Inode numbers are never used twice, so their generation never changes.
@@ -58,7 +58,7 @@ impl<V: Vfs> Fuse<V> {
         let mut work = Box::pin(async move { reply(work.await) });
         let _guard = self.runtime.enter();
         let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Pending = work.as_mut().poll(&mut context) {
+        if work.as_mut().poll(&mut context).is_pending() {
             self.runtime.spawn(work);
         }
     }

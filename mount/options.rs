@@ -217,7 +217,7 @@ mod tests {
         let o = parsed("ro,key=alice,memory=1G,noauto,x-systemd.automount,_netdev").expect("good");
         assert!(o.read_only && o.memory_bytes == 1 << 30);
         assert_eq!(o.key.expect("key").as_str(), "alice");
-        assert_eq!(parsed("ro,rw").expect("good").read_only, false);
+        assert!(!parsed("ro,rw").expect("good").read_only);
     }
 
     #[test]

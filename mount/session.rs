@@ -7,6 +7,7 @@
 use crate::fuse::Fuse;
 use crate::options::{KernelFlag, Options};
 use crate::vfs::Vfs;
+pub use fuser::INodeNo;
 use fuser::{BackgroundSession, Config, MountOption, Notifier, Session, SessionACL};
 use rustix::mount::UnmountFlags;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -30,7 +31,7 @@ pub enum MountError {
     NotADirectory(PathBuf),
     #[error("{0} is not empty; what is in it would be hidden: choose an empty directory")]
     NotEmpty(PathBuf),
-    #[error("{0} already has a mictlan mount that works; to end it: mictlan umount {0}")]
+    #[error("{0} has a mount that works already; to end it: mictlan umount {0}")]
     AlreadyMounted(PathBuf),
     #[error("{0} has a dead mount that could not be removed ({1}); try: umount -l {0}")]
     Dead(PathBuf, std::io::Error),
@@ -59,7 +60,7 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotADirectory(dir.into()));
     }
     let dir = dir.canonicalize().map_err(|error| MountError::Directory(dir.into(), error))?;
-    if mounted_type(&dir).is_some_and(|kind| kind == format!("fuse.{SUBTYPE}")) {
+    if mounted_type(&dir).is_some_and(|kind| kind.starts_with("fuse")) {
         return Err(MountError::AlreadyMounted(dir));
     }
     let mut entries =

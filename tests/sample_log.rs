@@ -213,7 +213,7 @@ impl Log {
             attempt: Attempt(1),
             base: Position(n - 1),
             changes: 4,
-            inline: (n % 3 == 0).then_some(small),
+            inline: n.is_multiple_of(3).then_some(small),
             key_epoch: Epoch(1),
             n,
             payload: ChunkRef { b3: ChunkId([n as u8 ^ 0xff; 32]), size: 2_000 + n },

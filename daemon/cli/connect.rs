@@ -1,0 +1,297 @@
+//! How a command reaches its network: a peer in this process, one on this machine, or others.
+//!
+//! Owns: the choice between them, and the embedded network that is made where none is configured.
+//! Invariant: the network is the one that the configuration names by its hash; a name alone
+//! decides nothing.
+
+use super::error::CliError;
+use crate::config::{Config, Network as Configured, Paths, Serve};
+use crate::founding::{self, Author, COPIES, Founder};
+use crate::here::{self, Here};
+use crate::host;
+use crate::http::transport::Transport;
+use crate::identity::keyfile;
+use crate::link::Link;
+use crate::network::{Known, Network};
+use crate::peer::Caller;
+use crate::store::durable;
+use mictlan::id::{Label, NetworkId, PeerId, PrincipalId};
+use mictlan::ledger::record::Origin;
+use mictlan::seal::Principal;
+use mictlan::wire::{Answer, PeerInfo, Query};
+use std::sync::Arc;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// The name of the network and key that are made for who has none.
+const HOME: &str = "home";
+const DEFAULT_KEY: &str = "default";
+pub const DEFAULT_VOLUME: &str = "main";
+/// How long a command waits for a voter.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A network that answers.
+pub struct Connected {
+    /// The peer that runs in this process, if one does.
+    pub here: Option<Arc<Here>>,
+    pub network: Arc<Network>,
+    pub principal: Arc<Principal>,
+    pub name: Label,
+    pub id: NetworkId,
+    pub paths: Paths,
+}
+
+pub fn label(text: &str) -> Result<Label, CliError> {
+    Label::parse(text).ok_or_else(|| CliError::BadName(text.to_owned()))
+}
+
+/// Loads a principal's key, asking for its passphrase on the terminal if it has one.
+pub fn load_key(paths: &Paths, name: &Label) -> Result<Principal, CliError> {
+    let ask = || {
+        let prompt = format!("passphrase of key {name}: ");
+        rpassword::prompt_password(prompt).ok().map(Zeroizing::new)
+    };
+    Ok(keyfile::load(&paths.keys(), name, ask)?)
+}
+
+/// Connects to the network `name`, or to the configured one; without any, a network of one peer is
+/// made in this user's data directory.
+pub async fn connect(name: Option<&Label>, key: Option<&Label>) -> Result<Connected, CliError> {
+    let paths = Paths::of_process()?;
+    let mut config = Config::load(&paths.config_file())?;
+    let mut begun = None;
+    if config.networks.is_empty() && name.is_none() {
+        let home = label(HOME)?;
+        begun = Some(found(&paths, &mut config, &home, None).await?);
+    }
+    let name = name.or(config.network.as_ref()).cloned().ok_or(CliError::NoNetwork)?;
+    let configured = config.networks.get(&name).cloned().ok_or_else(|| {
+        let there = config.networks.keys().map(Label::to_string).collect::<Vec<_>>().join(", ");
+        CliError::UnknownNetwork { name: name.to_string(), there }
+    })?;
+    let key = key.or(config.key.as_ref()).cloned().ok_or(CliError::NoKey)?;
+    let principal = Arc::new(load_key(&paths, &key)?);
+    connect_as(&paths, &name, &configured, principal, begun).await
+}
+
+async fn connect_as(
+    paths: &Paths,
+    name: &Label,
+    configured: &Configured,
+    principal: Arc<Principal>,
+    begun: Option<Here>,
+) -> Result<Connected, CliError> {
+    let transport = Transport::new(principal.clone())?;
+    let mut here = None;
+    let first = match &configured.serve {
+        Some(serve) => {
+            let peer = keyfile::load_public(&public_path(paths, &serve.key))?.1.signing;
+            let link = transport.unix(&paths.socket(name), configured.id, peer)?;
+            let serving = begun.is_none() && link.status().await.is_ok();
+            match serving {
+                true => vec![(PeerId(serve.id), link)],
+                false => {
+                    let started = match begun {
+                        Some(begun) => begun,
+                        None => start_here(paths, name, configured, serve).await?,
+                    };
+                    let started = Arc::new(started);
+                    let caller = Caller { principal: principal.id(), local: true };
+                    let link = Link::Embedded(started.peer.clone(), caller);
+                    here = Some(started);
+                    vec![(PeerId(serve.id), link)]
+                }
+            }
+        }
+        None => here::seeds(configured)
+            .into_iter()
+            .map(|(id, key, addresses)| (id, transport.link(key, &addresses)))
+            .collect(),
+    };
+    let network = Arc::new(Network::new(provisional(&first)));
+    let connected = Connected {
+        here,
+        network,
+        principal,
+        name: name.clone(),
+        id: configured.id,
+        paths: paths.clone(),
+    };
+    connected.learn_peers(&transport, &first).await?;
+    Ok(connected)
+}
+
+/// Until the ledger says who there is, each configured peer is taken for a voter.
+pub fn provisional(first: &[(PeerId, Link)]) -> Vec<Known> {
+    let known = |(id, link): &(PeerId, Link)| Known {
+        info: PeerInfo {
+            id: *id,
+            name: Label::parse("peer").expect("a plain word is a label"),
+            principal: link.peer(),
+            addresses: Vec::new(),
+            storage: true,
+            voter: true,
+            domain: String::new(),
+            weight: 0,
+        },
+        link: link.clone(),
+    };
+    first.iter().map(known).collect()
+}
+
+impl Connected {
+    /// Asks who there is; peers that were reached already keep their links.
+    async fn learn_peers(
+        &self,
+        transport: &Transport,
+        first: &[(PeerId, Link)],
+    ) -> Result<(), CliError> {
+        let Answer::Peers { peers, .. } = self.network.query(Query::Peers, DEADLINE).await? else {
+            return Err(CliError::OtherAnswer);
+        };
+        let known = peers.into_iter().map(|info| {
+            let near =
+                first.iter().find(|(id, link)| *id == info.id && !matches!(link, Link::Tls(_)));
+            let link = match near {
+                Some((_, link)) => link.clone(),
+                None => transport.link(info.principal, &info.addresses),
+            };
+            Known { info, link }
+        });
+        self.network.replace(known.collect());
+        Ok(())
+    }
+
+    /// A link to a voter, the near one first.
+    pub fn link(&self) -> Result<Link, CliError> {
+        let peers = self.network.peers();
+        let near = peers.iter().find(|known| !matches!(known.link, Link::Tls(_)));
+        let known = near.or_else(|| peers.iter().find(|known| known.info.voter));
+        known.map(|known| known.link.clone()).ok_or(CliError::NoNetwork)
+    }
+
+    pub fn origin(&self) -> Origin {
+        Origin::new(&self.name, &self.id)
+    }
+
+    /// The end of a command: a peer in this process stops in order.
+    pub async fn close(self) {
+        if let Some(here) = self.here
+            && let Ok(here) = Arc::try_unwrap(here).map_err(drop)
+        {
+            here.stop().await;
+        }
+    }
+}
+
+fn public_path(paths: &Paths, key: &Label) -> std::path::PathBuf {
+    paths.keys().join(format!("{key}.pub"))
+}
+
+/// Opens the peer of this network in this process.
+pub async fn start_here(
+    paths: &Paths,
+    name: &Label,
+    configured: &Configured,
+    serve: &Serve,
+) -> Result<Here, CliError> {
+    let identity = Arc::new(load_key(paths, &serve.key)?);
+    let options = here::Options {
+        paths: paths.clone(),
+        name: name.clone(),
+        network: configured.id,
+        me: PeerId(serve.id),
+        peer_name: serve.name.clone(),
+        identity,
+        embedded: serve.listen.is_none(),
+        serve: serve.clone(),
+        seeds: here::seeds(configured),
+    };
+    Ok(Here::start(options).await?)
+}
+
+/// Makes a network of one peer, this machine, and writes it into the configuration. The peer that
+/// is returned runs already, with no door open.
+pub async fn found(
+    paths: &Paths,
+    config: &mut Config,
+    name: &Label,
+    listen: Option<String>,
+) -> Result<Here, CliError> {
+    if config.networks.contains_key(name) {
+        return Err(CliError::NetworkExists(name.to_string()));
+    }
+    let key = config.key.clone().map_or_else(|| label(DEFAULT_KEY), Ok)?;
+    let principal = make_or_load(paths, &key)?;
+    let peer_key = label(&format!("peer-{name}"))?;
+    let peer = make_or_load(paths, &peer_key)?;
+    let peer_name = label(&format!("{}-{name}", host::machine()))?;
+    let addresses: Vec<String> = listen.iter().cloned().collect();
+    let founder = Founder {
+        network: name,
+        actor: &key,
+        principal: &principal,
+        peer_name: &peer_name,
+        peer: &peer,
+        addresses,
+    };
+    let (genesis, id) = founding::genesis(&founder)?;
+    let serve = Serve {
+        id: 1,
+        name: peer_name.clone(),
+        key: peer_key,
+        listen,
+        store: None,
+        capacity: None,
+        domain: None,
+        metrics: Serve::default_metrics(),
+    };
+    let configured = Configured { id, serve: Some(serve.clone()), peers: Vec::new() };
+    // A network that was begun and never written into the configuration is nobody's.
+    let dir = paths.network(name);
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).map_err(|error| CliError::Io(dir.clone(), error))?;
+    }
+    durable::create_dir(&dir, 0o700)?;
+    let begun = here::Options {
+        paths: paths.clone(),
+        name: name.clone(),
+        network: id,
+        me: PeerId(1),
+        peer_name,
+        identity: Arc::new(peer),
+        serve: serve.clone(),
+        seeds: Vec::new(),
+        embedded: true,
+    };
+    let here = Here::start(begun).await?;
+    let founded = here.sequencer.bootstrap(genesis, DEADLINE).await;
+    founded.map_err(|error| CliError::Founding(error.to_string()))?;
+    let caller = Caller { principal: principal.id(), local: true };
+    let link = Link::Embedded(here.peer.clone(), caller);
+    let author = Author {
+        link: &link,
+        origin: Origin::new(name, &id),
+        actor: key.clone(),
+        principal: &principal,
+    };
+    author.place(1, PeerId(1), &host::machine(), 1).await?;
+    author.volume(&label(DEFAULT_VOLUME)?, COPIES).await?;
+    config.key.get_or_insert(key);
+    config.network.get_or_insert(name.clone());
+    config.networks.insert(name.clone(), configured);
+    config.save(&paths.config_file())?;
+    Ok(here)
+}
+
+pub fn make_or_load(paths: &Paths, name: &Label) -> Result<Principal, CliError> {
+    match paths.keys().join(name.as_str()).exists() {
+        true => load_key(paths, name),
+        false => Ok(keyfile::generate(&paths.keys(), name, None)?),
+    }
+}
+
+/// The key by which a peer of the configuration is known.
+pub fn key_of(serve: &Serve, paths: &Paths) -> Result<PrincipalId, CliError> {
+    Ok(keyfile::load_public(&public_path(paths, &serve.key))?.1.signing)
+}

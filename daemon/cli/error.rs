@@ -1,0 +1,77 @@
+//! What a command says when it fails: what happened, the cause, the next command; and its exit
+//! code.
+
+use crate::network::CallError;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error("{0}")]
+    Config(#[from] crate::config::ConfigError),
+    #[error("{0}")]
+    Key(#[from] crate::identity::keyfile::KeyError),
+    #[error("{0}")]
+    Transport(#[from] crate::http::transport::TransportError),
+    #[error("{0}")]
+    Here(#[from] crate::here::HereError),
+    #[error("{0}")]
+    Record(#[from] crate::founding::FoundingError),
+    #[error("the network could not be founded: {0}; nothing of it is kept: try again")]
+    Founding(String),
+    #[error("{0}")]
+    Call(#[from] CallError),
+    #[error("{0}")]
+    Link(#[from] crate::link::LinkError),
+    #[error("{0}")]
+    Disk(#[from] crate::store::durable::DiskError),
+    #[error("{0}")]
+    Mount(#[from] mictlan_mount::session::MountError),
+    #[error("{0}")]
+    Option(#[from] mictlan_mount::options::OptionError),
+    #[error("{0}")]
+    Open(#[from] crate::volume::OpenError),
+    #[error("{0}")]
+    Join(#[from] crate::identity::join::JoinError),
+    #[error("{0}")]
+    Invite(#[from] crate::identity::invite::InviteError),
+    #[error("{}: {}", .0.display(), .1)]
+    Io(PathBuf, std::io::Error),
+    #[error("{0}")]
+    Runtime(std::io::Error),
+    #[error(
+        "no network is configured here; make one: mictlan init, or join one: mictlan join CODE"
+    )]
+    NoNetwork,
+    #[error("no network {name:?} is configured here; there are: {there}")]
+    UnknownNetwork { name: String, there: String },
+    #[error("a network {0:?} is configured already; choose another name: mictlan init NAME")]
+    NetworkExists(String),
+    #[error("no key is configured; choose one: -o key=NAME, or make one: mictlan key new NAME")]
+    NoKey,
+    #[error(
+        "{0:?} is not a name: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+    )]
+    BadName(String),
+    #[error("a peer answered another question than was asked")]
+    OtherAnswer,
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl CliError {
+    /// The codes of the manual page.
+    pub fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            CliError::Usage(_) | CliError::Option(_) | CliError::BadName(_) => 2,
+            CliError::NoNetwork | CliError::UnknownNetwork { .. } | CliError::NoKey => 3,
+            CliError::Key(_) => 4,
+            CliError::Call(_) | CliError::Link(_) => 5,
+            CliError::Mount(_) => 6,
+            CliError::Open(_) => 7,
+            CliError::Here(_) => 8,
+            CliError::Join(_) | CliError::Invite(_) => 9,
+            _ => 1,
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! The command line.
+//!
+//! Owns: verbs, their arguments, what they print and their exit codes.
+
+pub mod background;
+pub mod connect;
+pub mod error;
+mod members;
+mod mount;
+mod peers;
+mod serve;
+
+use clap::{Parser, Subcommand};
+use error::CliError;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// A shared directory that any machine can join, that no storage host can read, and that anyone
+/// can audit.
+#[derive(Parser)]
+#[command(name = "mictlan", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make a network of one peer: this machine.
+    Init(serve::Init),
+    /// Run this machine's peer: it keeps chunks, and orders the ledger with the others.
+    Serve(serve::ServeArgs),
+    /// Mount a volume on a directory.
+    Mount(mount::MountArgs),
+    /// Unmount a directory; what is not committed yet is committed first.
+    Umount(mount::UmountArgs),
+    /// Print a code by which one other machine or person joins.
+    Invite(peers::InviteArgs),
+    /// Join a network with the code of an invite.
+    Join(peers::JoinArgs),
+}
+
+/// Runs the program; called as `mount.mictlan` it mounts.
+pub fn run() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().and_then(|name| Path::new(name).file_name());
+    let done = match name.is_some_and(|name| name == "mount.mictlan") {
+        true => mount::helper(arguments[1..].to_vec()),
+        false => match Cli::parse().verb {
+            Verb::Init(args) => serve::init(args),
+            Verb::Serve(args) => serve::serve(args),
+            Verb::Mount(args) => mount::mount(args),
+            Verb::Umount(args) => mount::umount(args),
+            Verb::Invite(args) => peers::invite(args),
+            Verb::Join(args) => peers::join(args),
+        },
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("mictlan: {error}");
+        error.code()
+    })
+}
+
+/// The runtime of a command.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)
+}
+
+/// Lines for whoever runs it: on standard error, by MICTLAN_LOG (default: warnings).
+fn log(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MICTLAN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    // A second start in one process (tests) keeps the first one's.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
+}

@@ -1,0 +1,280 @@
+//! `mictlan mount`, `mount.mictlan` and `mictlan umount`.
+//!
+//! Owns: the arguments of mount(8), the mount's life from its directory's check to its end.
+//! Invariant: the mount is removed and everything committed before the process ends by SIGTERM or
+//! SIGINT; a second signal ends it at once, and the journal keeps what was not committed.
+
+use super::connect::{self, Connected, DEFAULT_VOLUME};
+use super::error::CliError;
+use super::{background, log, runtime};
+use crate::chunks::{Chunks, Placement};
+use crate::host;
+use crate::volume::{Stale, Start, Volume};
+use clap::Args;
+use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
+use mictlan::cluster::place::Copies;
+use mictlan::id::{Label, PeerId};
+use mictlan::meta::error::FsError;
+use mictlan::wire::PeerInfo;
+use mictlan_mount::options::Options;
+use mictlan_mount::session::{self, INodeNo, Mounted};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+#[derive(Args)]
+pub struct MountArgs {
+    /// [NETWORK[:VOLUME]] DIR
+    #[arg(required = true, num_args = 1..=2, value_name = "[NETWORK[:VOLUME]] DIR")]
+    what: Vec<OsString>,
+    /// Options as mount(8) writes them: -o ro,key=alice,memory=512M
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in front.
+    #[arg(short, long)]
+    foreground: bool,
+}
+
+#[derive(Args)]
+pub struct UmountArgs {
+    dir: PathBuf,
+    /// Detach now, even if files are open.
+    #[arg(short, long)]
+    lazy: bool,
+}
+
+/// One mount, parsed.
+struct Wanted {
+    network: Option<Label>,
+    volume: Label,
+    dir: PathBuf,
+    options: Options,
+}
+
+pub fn mount(args: MountArgs) -> Result<ExitCode, CliError> {
+    let mut options = Options::default();
+    for list in &args.options {
+        options.parse(list)?;
+    }
+    options.foreground |= args.foreground;
+    run(wanted(args.what, options)?)
+}
+
+/// Called as `mount.mictlan`: the arguments that mount(8) gives its helpers.
+pub fn helper(arguments: Vec<OsString>) -> Result<ExitCode, CliError> {
+    let mut what = Vec::new();
+    let mut options = Options::default();
+    let mut fake = false;
+    let mut rest = arguments.into_iter();
+    while let Some(argument) = rest.next() {
+        let value = |rest: &mut dyn Iterator<Item = OsString>| {
+            let missing = || CliError::Usage(format!("{} wants a value", argument.display()));
+            rest.next().ok_or_else(missing)
+        };
+        match argument.as_bytes() {
+            b"-o" => options.parse(&value(&mut rest)?.to_string_lossy())?,
+            b"-t" | b"-N" => drop(value(&mut rest)?),
+            b"-f" => fake = true,
+            b"-s" | b"-n" | b"-v" => {}
+            b"-h" | b"--help" => {
+                println!(
+                    "usage: mount.mictlan [NETWORK[:VOLUME]] DIR [-sfnv] [-N NS] [-o OPTIONS]"
+                );
+                return Ok(ExitCode::SUCCESS);
+            }
+            bytes if bytes.starts_with(b"-o") => {
+                options.parse(&String::from_utf8_lossy(&bytes[2..]))?;
+            }
+            bytes if bytes.starts_with(b"-") => {
+                let text = argument.display();
+                return Err(CliError::Usage(format!("unknown argument {text}; try --help")));
+            }
+            _ => what.push(argument),
+        }
+    }
+    let wanted = wanted(what, options)?;
+    if fake { Ok(ExitCode::SUCCESS) } else { run(wanted) }
+}
+
+fn wanted(mut what: Vec<OsString>, options: Options) -> Result<Wanted, CliError> {
+    let usage = || CliError::Usage("usage: mictlan mount [NETWORK[:VOLUME]] DIR".to_owned());
+    let dir = PathBuf::from(what.pop().ok_or_else(usage)?);
+    let source = what.pop();
+    if !what.is_empty() {
+        return Err(usage());
+    }
+    let (network, volume) = match source.as_ref().map(|source| source.to_string_lossy()) {
+        None => (None, DEFAULT_VOLUME.to_owned()),
+        // What fstab writes where there is nothing to say.
+        Some(source) if matches!(&*source, "mictlan" | "none") => (None, DEFAULT_VOLUME.to_owned()),
+        Some(source) => match source.split_once(':') {
+            Some((network, volume)) => (Some(connect::label(network)?), volume.to_owned()),
+            None => (Some(connect::label(&source)?), DEFAULT_VOLUME.to_owned()),
+        },
+    };
+    Ok(Wanted { network, volume: connect::label(&volume)?, dir, options })
+}
+
+fn run(wanted: Wanted) -> Result<ExitCode, CliError> {
+    // Before anything else: a mistake in the directory is the most common one.
+    let dir = session::prepare(&wanted.dir)?;
+    if !wanted.options.foreground && !background::is_waited_for() {
+        return background::start_again().map_err(CliError::Runtime);
+    }
+    log("warn");
+    let runtime = runtime()?;
+    runtime.block_on(serve_mount(wanted, &dir))
+}
+
+async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
+    let waited_for = background::is_waited_for() && !wanted.options.foreground;
+    let connected = connect::connect(wanted.network.as_ref(), wanted.options.key.as_ref()).await?;
+    if waited_for {
+        background::detach().map_err(CliError::Runtime)?;
+    }
+    let (volume, stale) = open(&connected, wanted.volume.clone(), wanted.options.clone()).await?;
+    let source = format!("{}:{}", connected.name, wanted.volume);
+    let runtime = tokio::runtime::Handle::current();
+    let mounted = session::mount(volume.clone(), dir, &source, &wanted.options, runtime)?;
+    forget_what_is_stale(&mounted, stale);
+    if waited_for {
+        let log = log_file(&connected)?;
+        background::ready(&log).map_err(|error| CliError::Io(log, error))?;
+    }
+    let code = until_the_end(&connected, &volume, mounted).await?;
+    connected.close().await;
+    Ok(code)
+}
+
+/// Where a mount in the background says what it has to say.
+fn log_file(connected: &Connected) -> Result<PathBuf, CliError> {
+    let dir = &connected.paths.state;
+    crate::store::durable::create_dir(dir, 0o700)?;
+    Ok(dir.join("mount.log"))
+}
+
+/// Brings a volume up over a connected network.
+pub async fn open(
+    connected: &Connected,
+    volume: Label,
+    options: Options,
+) -> Result<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>), CliError> {
+    let peers = connected.network.peers();
+    let infos: Vec<PeerInfo> = peers.iter().map(|known| known.info.clone()).collect();
+    let cache_bytes = options.memory_bytes / 4;
+    let chunks = Chunks::new(connected.network.clone(), placement(&infos)?, cache_bytes);
+    let start = Start {
+        network: connected.network.clone(),
+        chunks: chunks.clone(),
+        volume,
+        principal: connected.principal.clone(),
+        options,
+        journals: connected.paths.state.join("journals"),
+    };
+    let opened = Volume::open(start).await?;
+    tokio::spawn(chunks.watch());
+    Ok(opened)
+}
+
+/// Where chunks go, as the ledger's layout says.
+fn placement(peers: &[PeerInfo]) -> Result<Placement, CliError> {
+    let bad = |domain: &str| CliError::BadName(domain.to_owned());
+    let mut put = BTreeMap::new();
+    for peer in peers.iter().filter(|peer| peer.storage && peer.weight > 0) {
+        let domain = Label::parse(&peer.domain).ok_or_else(|| bad(&peer.domain))?;
+        put.insert(peer.id, Member { weight: Weight(peer.weight), domain });
+    }
+    let delta = Delta { put, remove: Vec::<PeerId>::new() };
+    let layout =
+        Layout::new().change(1, &delta).map_err(|error| CliError::Usage(error.to_string()))?;
+    let voters = peers.iter().filter(|peer| peer.voter).count();
+    let copies = Copies::new(3).expect("three is above zero");
+    Ok(Placement { layout, copies, voters, own: host::machine() })
+}
+
+/// Tells the kernel what others changed, from a thread that serves no request of its own.
+fn forget_what_is_stale(mounted: &Mounted, mut stale: mpsc::UnboundedReceiver<Stale>) {
+    let notifier = mounted.notifier();
+    std::thread::spawn(move || {
+        while let Some(stale) = stale.blocking_recv() {
+            // The kernel does not have it, or the mount is gone: both are as good as forgotten.
+            let _ = match stale {
+                Stale::Inode(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+                Stale::Entry(dir, name) => {
+                    notifier.inval_entry(INodeNo(dir.0), OsStr::from_bytes(name.as_bytes()))
+                }
+            };
+        }
+    });
+}
+
+/// Waits for a signal, for somebody's umount, or for the peer in this process to fail.
+async fn until_the_end(
+    connected: &Connected,
+    volume: &Arc<Volume>,
+    mounted: Mounted,
+) -> Result<ExitCode, CliError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
+    let dir = mounted.dir().to_owned();
+    let mut unmounted = tokio::task::spawn_blocking(move || mounted.wait());
+    let failed = async {
+        match &connected.here {
+            Some(here) => here.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = &mut unmounted => return Ok(finish(volume).await),
+        why = failed => {
+            tracing::error!(%why, "this machine's peer ended; what was written is in the journal");
+            detach(&dir);
+            return Ok(ExitCode::from(8));
+        }
+    }
+    let code = tokio::select! {
+        code = finish(volume) => code,
+        _ = terminate.recv() => ExitCode::from(1),
+        _ = interrupt.recv() => ExitCode::from(1),
+    };
+    detach(&dir);
+    // The session's threads end with the mount; open files of others may keep it a while.
+    let _ = tokio::time::timeout(Duration::from_secs(2), unmounted).await;
+    Ok(code)
+}
+
+fn detach(dir: &Path) {
+    if let Err(error) = session::unmount(dir, true) {
+        tracing::warn!(%error, dir = %dir.display(), "the mount is left to be removed: umount -l");
+    }
+}
+
+async fn finish(volume: &Arc<Volume>) -> ExitCode {
+    match volume.end().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say_what_waits(error);
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn say_what_waits(error: FsError) {
+    tracing::error!(%error,
+        "not everything could be committed; it is in this host's journal, and the next mount of \
+         the volume with the same key commits it");
+}
+
+pub fn umount(args: UmountArgs) -> Result<ExitCode, CliError> {
+    let dir = args.dir;
+    session::unmount(&dir, args.lazy).map_err(|error| CliError::Io(dir, error))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,301 @@
+//! `mictlan invite`, `mictlan join`, and what a peer says of itself when it starts.
+
+use super::connect::{self, Connected, label};
+use super::error::CliError;
+use super::{log, runtime};
+use crate::config::{Config, KnownPeer, Network as Configured, Paths, Serve};
+use crate::founding::Author;
+use crate::here::Here;
+use crate::host;
+use crate::http::tls;
+use crate::http::transport::Transport;
+use crate::identity::invite::Invite;
+use crate::identity::join::{self, public_keys};
+use crate::link::Link;
+use crate::peer::Caller;
+use clap::Args;
+use mictlan::id::{Label, PeerId, TimeMs};
+use mictlan::ledger::record::body::{
+    Body, Invite as InviteTerms, Peer, PeerState, Principal as Introduced, Role, principal_message,
+};
+use mictlan::ledger::record::{Origin, time};
+use mictlan::wire::{Answer, Query};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// What an invite is good for, unless it says otherwise.
+const VALID: Duration = Duration::from_secs(24 * 3600);
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(Args)]
+pub struct InviteArgs {
+    /// storage (a peer), owner, writer or reader (of a volume)
+    #[arg(long, default_value = "storage")]
+    role: String,
+    /// With storage: a peer that does not vote.
+    #[arg(long)]
+    no_vote: bool,
+    /// With owner, writer or reader: the volume.
+    #[arg(long, default_value = connect::DEFAULT_VOLUME)]
+    volume: String,
+    /// How long the code is good, in hours.
+    #[arg(long, default_value_t = VALID.as_secs() / 3600)]
+    hours: u64,
+    #[arg(long)]
+    network: Option<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub struct JoinArgs {
+    code: String,
+    /// The name to be known by; by default this machine's.
+    #[arg(long)]
+    name: Option<String>,
+    /// With a storage invite: the address at which others reach this peer.
+    #[arg(long)]
+    listen: Option<String>,
+}
+
+pub fn invite(args: InviteArgs) -> Result<ExitCode, CliError> {
+    log("warn");
+    runtime()?.block_on(make_invite(args))
+}
+
+async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
+    let role = match args.role.as_str() {
+        "storage" => Role::Storage,
+        "owner" => Role::Owner,
+        "writer" => Role::Writer,
+        "reader" => Role::Reader,
+        other => {
+            let what = format!("--role is storage, owner, writer or reader, not {other:?}");
+            return Err(CliError::Usage(what));
+        }
+    };
+    let network = args.network.as_deref().map(label).transpose()?;
+    let connected = connect::connect(network.as_ref(), None).await?;
+    let peers = connected.network.peers();
+    let reachable = peers.iter().find(|known| known.info.voter && !known.info.addresses.is_empty());
+    let peer = reachable.ok_or_else(|| {
+        CliError::Usage(
+            "no peer of this network listens yet; start this machine's: mictlan serve --listen \
+             ADDRESS:4510"
+                .to_owned(),
+        )
+    })?;
+    let until = TimeMs(host::now().0 + args.hours * 3_600_000);
+    let until = TimeMs(until.0 / 1000 * 1000);
+    let voter = role == Role::Storage && !args.no_vote;
+    let invite = Invite {
+        addresses: peer.info.addresses.clone(),
+        network: Invite::prefix(&connected.id),
+        peer: tls::fingerprint(&peer.info.principal),
+        secret: Zeroizing::new(host::random()),
+        expires: until,
+        role,
+        voter,
+    };
+    let (actor, link) = author_of(&connected).await?;
+    let author =
+        Author { link: &link, origin: connected.origin(), actor, principal: &connected.principal };
+    let volume = match role {
+        Role::Storage => None,
+        _ => Some(volume_id(&connected, &label(&args.volume)?).await?),
+    };
+    let keys = public_keys(&invite.principal().public());
+    let name = invite.actor();
+    let proof = invite.principal().sign(&principal_message(&connected.origin(), &name, &keys));
+    let terms = InviteTerms { role, until: time::format(until), volume, voter };
+    let body = Body::Principal(Introduced { invite: Some(terms), keys, name, proof });
+    author.append(body).await?;
+    if let Some(volume) = volume {
+        // The volume's secrets wait for the newcomer, wrapped for the invite's key.
+        let ring = super::members::ring(&connected, volume).await?;
+        let to = invite.principal().public().agreement;
+        author.wrap(volume, &ring, &invite.actor(), to).await?;
+    }
+    match args.json {
+        true => println!(
+            "{}",
+            serde_json::json!({ "code": invite.code().as_str(), "role": args.role, "until": time::format(until) })
+        ),
+        false => println!("{}", invite.code().as_str()),
+    }
+    connected.close().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn join(args: JoinArgs) -> Result<ExitCode, CliError> {
+    log("warn");
+    runtime()?.block_on(run_join(args))
+}
+
+async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
+    let invite = Invite::parse(&args.code)?;
+    let paths = Paths::of_process()?;
+    let mut config = Config::load(&paths.config_file())?;
+    let storage = invite.role == Role::Storage;
+    let name = match &args.name {
+        Some(name) => label(name)?,
+        None => host::machine(),
+    };
+    let key = match (storage, &config.key) {
+        (false, Some(key)) => key.clone(),
+        (false, None) => label("default")?,
+        (true, _) => label(&format!("peer-{name}"))?,
+    };
+    let principal = Arc::new(connect::make_or_load(&paths, &key)?);
+    let transport = Transport::new(principal.clone())?;
+    let entered = join::join(&transport, &invite, name.clone(), host::now()).await?;
+    let network = entered.name.clone();
+    let peers: Vec<KnownPeer> = entered
+        .joined
+        .peers
+        .iter()
+        .filter(|peer| peer.voter && !peer.addresses.is_empty())
+        .map(|peer| KnownPeer {
+            id: peer.id.0,
+            key: peer.principal,
+            addresses: peer.addresses.clone(),
+        })
+        .collect();
+    let mut configured = config.networks.get(&network).cloned().unwrap_or(Configured {
+        id: entered.network,
+        serve: None,
+        peers: Vec::new(),
+    });
+    configured.peers = peers;
+    if storage {
+        let id = register(&entered.link, &invite, &args, &name, &principal, &entered).await?;
+        configured.serve = Some(Serve {
+            id: id.0,
+            name: name.clone(),
+            key,
+            listen: args.listen.clone(),
+            store: None,
+            capacity: None,
+            domain: None,
+            metrics: Serve::default_metrics(),
+        });
+    } else {
+        super::members::take_over(&entered, &invite, &name, &principal).await?;
+        config.key.get_or_insert(key);
+    }
+    config.network.get_or_insert(network.clone());
+    config.networks.insert(network.clone(), configured);
+    config.save(&paths.config_file())?;
+    println!("joined {network} as {name}");
+    println!("next    {}", if storage { "mictlan serve" } else { "mictlan mount DIR" });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A newcomer's `net.peer`: from now on it is a peer, and a voter if its invite says so.
+async fn register(
+    link: &Link,
+    invite: &Invite,
+    args: &JoinArgs,
+    name: &Label,
+    principal: &Arc<mictlan::seal::Principal>,
+    entered: &join::Entered,
+) -> Result<PeerId, CliError> {
+    let Some(listen) = &args.listen else {
+        return Err(CliError::Usage(
+            "a peer needs an address at which the others reach it: mictlan join CODE --listen \
+             ADDRESS:4510"
+                .to_owned(),
+        ));
+    };
+    let Answer::Peers { peers, .. } = link.query(Query::Peers).await? else {
+        return Err(CliError::OtherAnswer);
+    };
+    if let Some(known) = peers.iter().find(|peer| peer.principal == principal.id()) {
+        return Ok(known.id);
+    }
+    let last = peers.iter().map(|peer| peer.id.0).max().unwrap_or(0);
+    let peer = PeerId(last + 1);
+    let author = Author {
+        link,
+        origin: Origin::new(&entered.name, &entered.network),
+        actor: name.clone(),
+        principal,
+    };
+    let body = Peer {
+        addresses: vec![listen.clone()],
+        keys: public_keys(&principal.public()),
+        name: name.clone(),
+        peer,
+        state: PeerState::Active,
+        storage: true,
+        voter: invite.voter,
+    };
+    author.append(Body::Peer(body)).await?;
+    Ok(peer)
+}
+
+/// A peer that starts says how much it takes and where it is reached, if that has changed.
+pub async fn announce(
+    paths: &Paths,
+    name: &Label,
+    configured: &Configured,
+    serve: &Serve,
+    here: &Here,
+) -> Result<(), CliError> {
+    let identity = Arc::new(connect::load_key(paths, &serve.key)?);
+    let link = match configured.peers.first() {
+        Some(known) => here.transport.link(known.key, &known.addresses),
+        None => Link::Embedded(here.peer.clone(), Caller { principal: identity.id(), local: true }),
+    };
+    let query = tokio::time::timeout(DEADLINE, link.query(Query::Peers)).await;
+    let Ok(Ok(Answer::Peers { layout, peers })) = query else {
+        tracing::warn!("nobody answers yet who would note this peer's address and weight");
+        return Ok(());
+    };
+    let Some(own) = peers.iter().find(|peer| peer.id == PeerId(serve.id)) else { return Ok(()) };
+    let author = Author {
+        link: &link,
+        origin: Origin::new(name, &configured.id),
+        actor: serve.name.clone(),
+        principal: &identity,
+    };
+    let addresses: Vec<String> = serve.listen.iter().cloned().collect();
+    if own.addresses != addresses {
+        let body = Peer {
+            addresses,
+            keys: public_keys(&identity.public()),
+            name: own.name.clone(),
+            peer: own.id,
+            state: PeerState::Active,
+            storage: own.storage,
+            voter: own.voter,
+        };
+        author.append(Body::Peer(body)).await?;
+    }
+    let domain = serve.domain.clone().unwrap_or_else(host::machine);
+    let capacity = serve.capacity.unwrap_or_else(|| here.store.stat().space);
+    let weight = (capacity >> 30).max(1);
+    if own.weight == 0 || own.domain != domain.as_str() {
+        author.place(layout + 1, own.id, &domain, weight).await?;
+    }
+    Ok(())
+}
+
+/// The actor name of the connected principal, and a link to order records by.
+pub async fn author_of(connected: &Connected) -> Result<(Label, Link), CliError> {
+    let link = connected.link()?;
+    let actor = super::members::actor(connected).await?;
+    Ok((actor, link))
+}
+
+async fn volume_id(connected: &Connected, name: &Label) -> Result<mictlan::id::VolumeId, CliError> {
+    let query = connected.network.query(Query::Volumes, DEADLINE).await?;
+    let Answer::Volumes(volumes) = query else { return Err(CliError::OtherAnswer) };
+    let found = volumes.iter().find(|volume| volume.name == *name);
+    let there = || volumes.iter().map(|v| v.name.to_string()).collect::<Vec<_>>().join(", ");
+    found.map(|volume| volume.id).ok_or_else(|| {
+        CliError::Usage(format!("no volume {name} in this network; there are: {}", there()))
+    })
+}

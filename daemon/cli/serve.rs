@@ -1,0 +1,123 @@
+//! `mictlan init` and `mictlan serve`.
+
+use super::connect::{self, label};
+use super::error::CliError;
+use super::{log, runtime};
+use crate::config::{Config, PEER_PORT, Paths};
+use clap::Args;
+use mictlan::id::{Label, PeerId};
+use mictlan_mount::options::size;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Args)]
+pub struct Init {
+    /// The network's name.
+    #[arg(default_value = "home")]
+    name: String,
+    /// Address at which other machines reach this peer, such as 192.0.2.7:4510.
+    #[arg(long)]
+    listen: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// The network; the configured one if there is only one.
+    network: Option<String>,
+    /// Address to listen on; remembered.
+    #[arg(long)]
+    listen: Option<String>,
+    /// Directory of the chunk store; remembered.
+    #[arg(long)]
+    store: Option<PathBuf>,
+    /// How much the store may take, such as 500G; remembered.
+    #[arg(long)]
+    capacity: Option<String>,
+    /// What fails together with this peer; by default its machine. Remembered.
+    #[arg(long)]
+    domain: Option<String>,
+}
+
+pub fn init(args: Init) -> Result<ExitCode, CliError> {
+    log("warn");
+    let name = label(&args.name)?;
+    let runtime = runtime()?;
+    let paths = Paths::of_process()?;
+    let mut config = Config::load(&paths.config_file())?;
+    let listen = args.listen;
+    runtime.block_on(async {
+        let here = connect::found(&paths, &mut config, &name, listen).await?;
+        here.stop().await;
+        Ok::<_, CliError>(())
+    })?;
+    let configured = &config.networks[&name];
+    println!("network {name} {}", configured.id);
+    println!("key     {}", config.key.as_ref().map_or("", Label::as_str));
+    println!(
+        "next    mictlan mount DIR, or, to let other machines in: mictlan serve, mictlan invite"
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn serve(args: ServeArgs) -> Result<ExitCode, CliError> {
+    log("warn,mictlan=info,mictlan_daemon=info");
+    let runtime = runtime()?;
+    runtime.block_on(run(args))
+}
+
+async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
+    let paths = Paths::of_process()?;
+    let file = paths.config_file();
+    let mut config = Config::load(&file)?;
+    let name = match &args.network {
+        Some(name) => label(name)?,
+        None => config.network.clone().ok_or(CliError::NoNetwork)?,
+    };
+    let there = config.networks.keys().map(Label::to_string).collect::<Vec<_>>().join(", ");
+    let configured = config
+        .networks
+        .get_mut(&name)
+        .ok_or_else(|| CliError::UnknownNetwork { name: name.to_string(), there })?;
+    let Some(serve) = &mut configured.serve else {
+        return Err(CliError::Usage(format!(
+            "this machine is no peer of {name}; join it with an invite of role storage"
+        )));
+    };
+    let before = serve.clone();
+    if let Some(capacity) = &args.capacity {
+        let bytes = size(capacity).ok_or_else(|| {
+            CliError::Usage(format!("--capacity takes a size such as 500G, not {capacity:?}"))
+        })?;
+        serve.capacity = Some(bytes);
+    }
+    serve.listen = args.listen.or_else(|| serve.listen.take());
+    serve.listen.get_or_insert_with(|| format!("127.0.0.1:{PEER_PORT}"));
+    serve.store = args.store.or_else(|| serve.store.take());
+    if let Some(domain) = &args.domain {
+        serve.domain = Some(label(domain)?);
+    }
+    let (serve, changed) = (serve.clone(), *serve != before);
+    let configured = configured.clone();
+    let here = connect::start_here(&paths, &name, &configured, &serve).await?;
+    if changed {
+        config.save(&file)?;
+    }
+    let address = serve.listen.clone().unwrap_or_default();
+    super::peers::announce(&paths, &name, &configured, &serve, &here).await?;
+    tracing::info!(network = %name, peer = %PeerId(serve.id), %address, "serving");
+    // For whoever started it and waits: one line, when it answers.
+    println!("serving {name} at {address}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        why = here.ended() => {
+            tracing::error!(%why, "this peer can go on no more; nothing that it acknowledged is lost");
+            return Ok(ExitCode::from(8));
+        }
+    }
+    here.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
