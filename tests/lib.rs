@@ -1,3 +1,4 @@
 //! The promises of mictlan, each a test.
 
+pub mod harness;
 pub mod sample_log;
