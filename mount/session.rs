@@ -71,10 +71,10 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     Ok(dir)
 }
 
-/// A mount whose daemon is gone answers every question with ENOTCONN.
+/// A mount whose daemon is gone answers every question with ENOTCONN. `stat` may still be answered
+/// from what the kernel remembers; statfs always asks the daemon.
 fn is_dead(dir: &Path) -> bool {
-    let error = std::fs::metadata(dir).err();
-    error.and_then(|error| error.raw_os_error()) == Some(libc::ENOTCONN)
+    rustix::fs::statfs(dir).err() == Some(rustix::io::Errno::NOTCONN)
 }
 
 /// The file system type mounted exactly on `dir`, from mountinfo, which asks no daemon anything.
