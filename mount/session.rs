@@ -71,10 +71,12 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     Ok(dir)
 }
 
-/// A mount whose daemon is gone answers every question with ENOTCONN. `stat` may still be answered
-/// from what the kernel remembers; statfs always asks the daemon.
+/// A mount whose daemon is gone answers every question with ENOTCONN, and those that were asked
+/// while it died with ECONNABORTED. `stat` may still be answered from what the kernel remembers;
+/// statfs always asks the daemon.
 fn is_dead(dir: &Path) -> bool {
-    rustix::fs::statfs(dir).err() == Some(rustix::io::Errno::NOTCONN)
+    use rustix::io::Errno;
+    matches!(rustix::fs::statfs(dir), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// The file system type mounted exactly on `dir`, from mountinfo, which asks no daemon anything.
