@@ -5,7 +5,7 @@
 //! Invariant: when a `Home` is dropped, its mounts are gone and its processes have ended.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
@@ -69,7 +69,14 @@ impl Home {
         let said = String::from_utf8_lossy(&output.stderr);
         let what: Vec<_> = arguments.iter().map(|a| a.as_ref().to_string_lossy()).collect();
         assert!(output.status.success(), "mictlan {}: {said}{}", what.join(" "), self.log());
+        self.note(&output.stderr);
         String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    fn note(&self, said: &[u8]) {
+        let log = self.path().join("processes.log");
+        let log = std::fs::File::options().create(true).append(true).open(log);
+        log.and_then(|mut log| log.write_all(said)).expect("a log");
     }
 
     /// A new empty directory in this home.

@@ -4,6 +4,7 @@
 //! completion of copies that are owed.
 
 use super::{Chunks, lock};
+use crate::link::LinkError;
 use bytes::Bytes;
 use mictlan::id::{ChunkId, PeerId};
 use std::collections::{HashMap, HashSet};
@@ -78,8 +79,12 @@ impl Chunks {
     }
 
     /// Which of `chunks` some peer has on disk.
-    pub async fn have(&self, chunks: Vec<ChunkId>) -> HashSet<ChunkId> {
+    ///
+    /// # Errors
+    /// When a peer could not be asked and some chunk was found nowhere else: it may be there.
+    pub async fn have(&self, chunks: Vec<ChunkId>) -> Result<HashSet<ChunkId>, LinkError> {
         let mut found = HashSet::new();
+        let mut failed = None;
         for known in self.network.peers().iter().filter(|known| known.info.storage) {
             for part in chunks.chunks(10_000) {
                 let missing: Vec<ChunkId> =
@@ -87,13 +92,19 @@ impl Chunks {
                 if missing.is_empty() {
                     continue;
                 }
-                if let Ok(receipts) = known.link.have(missing.clone()).await {
-                    let there = missing.iter().zip(receipts).filter(|(_, r)| r.is_some());
-                    found.extend(there.map(|(chunk, _)| *chunk));
+                match known.link.have(missing.clone()).await {
+                    Ok(receipts) => {
+                        let there = missing.iter().zip(receipts).filter(|(_, r)| r.is_some());
+                        found.extend(there.map(|(chunk, _)| *chunk));
+                    }
+                    Err(error) => failed = Some(error),
                 }
             }
         }
-        found
+        match failed {
+            Some(error) if found.len() < chunks.len() => Err(error),
+            _ => Ok(found),
+        }
     }
 
     /// Makes copies that were owed because a peer was away.

@@ -77,6 +77,8 @@ impl Volume {
         let durable = self.durable_of(&left).await?;
         let again = choose(&left.entries, last, &durable);
         let count = again.len();
+        tracing::info!(%session, ?last, entries = left.entries.len(), durable = durable.len(), count,
+            "taking over the journal of an earlier mount");
         for entry in again {
             self.place_again(entry).await?; // step 2
         }
@@ -120,7 +122,11 @@ impl Volume {
     async fn durable_of(&self, left: &Left) -> Result<HashSet<ChunkId>, OpenError> {
         let named = left.entries.iter().flat_map(|(_, entry)| chunks_of(entry));
         let named: HashSet<ChunkId> = named.collect();
-        Ok(self.chunks.have(named.into_iter().collect()).await)
+        self.chunks.have(named.into_iter().collect()).await.map_err(|error| {
+            OpenError::Ledger(format!(
+                "the journal of an earlier mount waits until all peers can be asked: {error}"
+            ))
+        })
     }
 
     async fn place_again(self: &Arc<Self>, again: Again) -> Result<(), FsError> {
@@ -238,6 +244,11 @@ fn choose(
                     Op::Write(write) if !whole => {
                         // With `covers` its bytes are in the journal as data and come from there.
                         if covers.is_none() {
+                            tracing::warn!(
+                                inode = write.ino.0,
+                                entry = seq.0,
+                                "bytes that no close had acknowledged were lost with the daemon"
+                            );
                             broken.insert(write.ino);
                         }
                     }
