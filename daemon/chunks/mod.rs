@@ -13,7 +13,7 @@ mod sender;
 mod watch;
 
 pub use get::GetError;
-pub use put::{Put, PutError, until};
+pub use put::{Charges, Put, PutError, until};
 pub use watch::Said;
 
 use crate::network::Network;
@@ -26,6 +26,7 @@ use mictlan::cluster::put::Owed;
 use mictlan::id::{ChunkId, Label, PeerId, PrincipalId, TimeMs};
 use sender::Sender;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tokio::time::Instant;
 
@@ -39,6 +40,8 @@ pub struct Chunks {
     latencies: Mutex<Latencies>,
     said: Mutex<HashMap<PeerId, watch::Said>>,
     opened: Cache,
+    /// The last chunk that was given up on met a full peer.
+    full: AtomicBool,
     started: Instant,
 }
 
@@ -64,6 +67,7 @@ impl Chunks {
             latencies: Mutex::default(),
             said: Mutex::default(),
             opened: Cache::new(cache_bytes),
+            full: AtomicBool::new(false),
             started: Instant::now(),
         })
     }
@@ -87,6 +91,11 @@ impl Chunks {
     /// Chunks that have fewer copies than they should.
     pub fn owed(&self) -> usize {
         lock(&self.owed).len()
+    }
+
+    /// The peers take no more: whoever writes hears it at once, what waits is put again.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     fn sender(&self, peer: PeerId) -> Option<Sender> {

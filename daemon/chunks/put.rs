@@ -14,8 +14,12 @@ use mictlan::cluster::put::{Effect, Event, Failure, Plan, PutChunk};
 use mictlan::id::{ChunkId, PeerId, TimeMs};
 use mictlan::seal::Sealed;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// What a chunk's bytes were accounted with, shared with the other chunks of the same bytes.
+pub type Charges = Vec<Arc<Vec<Charge>>>;
 
 /// One try of the machine; then the order of peers is made anew, from the layout of that time.
 const TRY_MS: u64 = 30_000;
@@ -33,13 +37,25 @@ pub struct Put {
 struct State {
     /// The oldest stamp of the receipts that make it durable.
     durable: Option<TimeMs>,
-    trouble: Option<Arc<str>>,
+    trouble: Option<Trouble>,
+}
+
+/// What stands in the way of a chunk.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// Every peer that answered is full.
+    pub full: bool,
+    what: Arc<str>,
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)
+    }
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PutError {
-    #[error("chunk {chunk} is not durable yet: {trouble}")]
-    NotYet { chunk: ChunkId, trouble: Arc<str> },
     #[error("chunk {0} was given up: this program is ending")]
     Ending(ChunkId),
 }
@@ -58,14 +74,14 @@ impl Put {
     }
 
     /// What stands in the way, while something does.
-    pub fn trouble(&self) -> Option<Arc<str>> {
+    pub fn trouble(&self) -> Option<Trouble> {
         self.state.borrow().trouble.clone()
     }
 }
 
 impl Chunks {
-    /// Starts putting a chunk. `charge` is held until it is durable.
-    pub fn put(self: &Arc<Self>, sealed: Sealed, charge: Option<Arc<Vec<Charge>>>) -> Put {
+    /// Starts putting a chunk. `charge` is kept until it is durable.
+    pub fn put(self: &Arc<Self>, sealed: Sealed, charge: Charges) -> Put {
         let (state, receiver) = watch::channel(State::default());
         let put = Put { chunk: sealed.address, state: receiver };
         lock(&self.on_the_way).insert(sealed.address, sealed.bytes.clone());
@@ -93,7 +109,7 @@ impl Chunks {
         self: Arc<Self>,
         sealed: Sealed,
         state: watch::Sender<State>,
-        charge: Option<Arc<Vec<Charge>>>,
+        charge: Charges,
     ) {
         let mut charge = charge;
         loop {
@@ -102,7 +118,6 @@ impl Chunks {
                 Err(trouble) => {
                     tracing::warn!(chunk = %sealed.address, %trouble,
                         "not durable yet; the data stays here and is put again");
-                    let trouble: Arc<str> = trouble.into();
                     state.send_modify(|state| state.trouble = Some(trouble));
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -115,10 +130,10 @@ impl Chunks {
         self: &Arc<Self>,
         sealed: &Sealed,
         state: &watch::Sender<State>,
-        charge: &mut Option<Arc<Vec<Charge>>>,
-    ) -> Result<(), String> {
+        charge: &mut Charges,
+    ) -> Result<(), Trouble> {
         let Some(plan) = self.plan(sealed.address) else {
-            return Err("no peer is in the layout".to_owned());
+            return Err(Trouble { full: false, what: "no peer is in the layout".into() });
         };
         let (copies, now) = (plan.copies, self.now());
         let (mut machine, mut effects) = PutChunk::start(plan, now);
@@ -129,7 +144,8 @@ impl Chunks {
                     Effect::Send(peer) => sends.push(self.send(peer, sealed.bytes.clone())),
                     Effect::Durable { oldest } => {
                         lock(&self.on_the_way).remove(&sealed.address);
-                        charge.take();
+                        charge.clear();
+                        self.full.store(false, Ordering::Relaxed);
                         state.send_modify(|state| {
                             *state = State { durable: Some(oldest), trouble: None };
                         });
@@ -141,7 +157,10 @@ impl Chunks {
                         return Ok(());
                     }
                     Effect::GaveUp { stored, need, failed } => {
-                        return Err(gave_up(&stored, need, &failed));
+                        let full = failed.iter().any(|(_, why)| *why == Failure::Full);
+                        self.full.store(full, Ordering::Relaxed);
+                        let what = gave_up(&stored, need, &failed).into();
+                        return Err(Trouble { full, what });
                     }
                 }
             }

@@ -19,7 +19,7 @@ use super::journal::{Entry, Seq};
 use super::local::journal_failed;
 use super::seal::What;
 use super::state::{BATCH_BYTES, Batch, Mode};
-use crate::chunks::Put;
+use crate::chunks::{Charges, Put};
 use crate::host;
 use crate::network::CallError;
 use mictlan::cluster::refusal::Refusal;
@@ -119,7 +119,8 @@ impl Volume {
         let now = Instant::now();
         let due = |file: &Arc<OpenFile>| {
             let data = file.data();
-            data.since.is_some_and(|since| tight || data.journaled || since + BEHIND <= now)
+            data.since
+                .is_some_and(|since| tight || data.journaled.is_some() || since + BEHIND <= now)
         };
         files.into_iter().filter(due).collect()
     }
@@ -163,7 +164,8 @@ impl Volume {
         let inside = payload.bytes.len() + beside <= INSIDE_MAX;
         if !inside {
             let chunks = [Some(payload.clone()), inline.clone()].into_iter().flatten();
-            let puts: Vec<Put> = chunks.map(|chunk| self.chunks.put(chunk, None)).collect();
+            let puts: Vec<Put> =
+                chunks.map(|chunk| self.chunks.put(chunk, Charges::new())).collect();
             oldest = min(oldest, self.wait_for(&puts).await?); // step 2
         }
         let request = self.request(payload, inline, inside, oldest)?;
@@ -219,10 +221,7 @@ impl Volume {
                 Ok(Ok(stamp)) => stamp,
                 Ok(Err(_)) => return Err(FsError::Io),
                 Err(_) => {
-                    let trouble = put.trouble().unwrap_or_else(|| "no answer".into());
-                    tracing::error!(chunk = %put.chunk, %trouble,
-                        "not enough peers took the data; it stays here and is put again");
-                    return Err(FsError::TimedOut);
+                    return Err(not_durable(put));
                 }
             };
             if stamp != TimeMs(u64::MAX) {
@@ -342,7 +341,7 @@ impl Volume {
         for put in &puts {
             let bytes = self.chunks.get(put.chunk, self.options.deadline).await;
             let bytes = bytes.map_err(|_| FsError::Io)?;
-            let again = self.chunks.put(Sealed { address: put.chunk, bytes }, None);
+            let again = self.chunks.put(Sealed { address: put.chunk, bytes }, Charges::new());
             let mut core = self.core();
             if let Some(batch) = core.queue.front_mut() {
                 batch.puts.retain(|old| old.chunk != put.chunk);
@@ -354,6 +353,18 @@ impl Volume {
 
     fn stuck(&self, error: FsError) {
         self.progress.send_modify(|progress| progress.stuck = Some(error));
+    }
+}
+
+/// Why a chunk is not durable by the deadline, for the log and for whoever waits.
+pub(super) fn not_durable(put: &Put) -> FsError {
+    let trouble = put.trouble();
+    let what = trouble.as_ref().map_or_else(|| "no answer".to_owned(), ToString::to_string);
+    tracing::error!(chunk = %put.chunk, trouble = %what,
+        "not enough peers took the data; it stays here and is put again");
+    match trouble {
+        Some(trouble) if trouble.full => FsError::NoSpace,
+        _ => FsError::TimedOut,
     }
 }
 

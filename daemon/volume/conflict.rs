@@ -8,6 +8,7 @@ use super::Volume;
 use super::journal::Entry;
 use super::local::{Tried, Under, journal_failed};
 use super::state::{Batch, Placed};
+use crate::chunks::Charges;
 use mictlan::id::Attempt;
 use mictlan::meta::error::FsError;
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ impl Volume {
         let mut again = Vec::new();
         for batch in batches {
             puts.extend(batch.puts);
-            puts.extend(batch.inline.map(|sealed| self.chunks.put(sealed, None)));
+            puts.extend(batch.inline.map(|sealed| self.chunks.put(sealed, Charges::new())));
             again.extend(batch.placed.into_iter().filter(|placed| !placed.waited_for));
         }
         for placed in again {

@@ -7,6 +7,7 @@
 //! - `fsync`: they are committed, with everything that this mount did before.
 
 use super::Volume;
+use super::commit::not_durable;
 use super::file::OpenFile;
 use super::journal::{Entry, Seq};
 use super::local::{journal_failed, now};
@@ -37,6 +38,9 @@ impl Volume {
             Mode::Reader => return Err(FsError::ReadOnly),
             Mode::Lost => return Err(FsError::Io),
             Mode::Leased { .. } | Mode::Synchronous => {}
+        }
+        if self.chunks.is_full() {
+            return Err(FsError::NoSpace);
         }
         let len = write.data.len();
         let end = write.offset.checked_add(len as u64).filter(|end| *end <= SIZE_MAX);
@@ -99,6 +103,7 @@ impl Volume {
         if dirty >= JOURNALED_BYTES_MAX || (must_commit && dirty > 0) {
             self.seal_file(&file, What::Everything).await?;
         } else if dirty > 0 {
+            self.not_too_far_behind().await?;
             self.journal_data(&file)?;
             self.work.notify_one();
         }
@@ -117,8 +122,8 @@ impl Volume {
         for (offset, bytes) in data.take_unjournaled() {
             let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
             let entry = Entry::Data { ino: file.ino, offset, mtime, kill_priv, bytes };
-            journal.append(&entry).map_err(|error| journal_failed(&error))?;
-            data.journaled = true;
+            let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
+            data.journaled.get_or_insert(seq);
         }
         Ok(())
     }
@@ -127,13 +132,11 @@ impl Volume {
     async fn wait_for_chunks(&self, file: &OpenFile) -> Result<(), FsError> {
         let puts = std::mem::take(&mut file.data().puts);
         for put in &puts {
-            let durable = timeout(self.options.deadline, put.durable()).await;
-            let durable = durable.map_err(|_| FsError::TimedOut).and_then(|done| {
-                done.map_err(|error| {
-                    tracing::error!(%error, "the data stays in memory and is put again");
-                    FsError::Io
-                })
-            });
+            let durable = match timeout(self.options.deadline, put.durable()).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(_)) => Err(FsError::Io),
+                Err(_) => Err(not_durable(put)),
+            };
             if let Err(error) = durable {
                 file.data().puts.extend(puts);
                 return Err(error);
@@ -159,14 +162,19 @@ impl Volume {
     pub(super) async fn commit_all(&self) -> Result<(), FsError> {
         loop {
             let last = self.core().queue.back().map(|batch| batch.until);
-            let Some(until) = last else { return Ok(()) };
+            let Some(until) = last else { return self.kept_promises() };
             let conflicts = self.progress.borrow().conflicts;
             self.commit_until(until).await?;
             // What was planned again after a conflict has other numbers.
             if self.progress.borrow().conflicts == conflicts {
-                return Ok(());
+                return self.kept_promises();
             }
         }
+    }
+
+    /// Once: the error of something that was acknowledged and then refused for good.
+    fn kept_promises(&self) -> Result<(), FsError> {
+        self.core().broken_promise.take().map_or(Ok(()), Err)
     }
 
     /// Everything before `until` is committed when this returns.

@@ -5,12 +5,14 @@
 //! Invariant: a byte that was written is in exactly one place newer than all others: `dirty`, then
 //! `sealing`, then the view's extents. A reader asks them in this order.
 
+use super::journal::Seq;
 use crate::chunks::Put;
 use crate::chunks::budget::Charge;
 use bytes::Bytes;
 use mictlan::file::Dirty;
 use mictlan::id::Ino;
 use mictlan::meta::inode::{Inode, Stamp};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::time::Instant;
@@ -28,16 +30,19 @@ pub struct FileData {
     pub dirty: Dirty,
     /// Taken out of `dirty`, on its way into chunks; still what a reader must see.
     pub sealing: Vec<(u64, Bytes)>,
-    /// Memory that the bytes of `dirty` are accounted with.
-    pub charges: Vec<Charge>,
+    /// Memory that the bytes of `dirty` are accounted with, by write.
+    pub charges: VecDeque<(usize, Charge)>,
     /// When the oldest byte of `dirty` was written.
     pub since: Option<Instant>,
     /// Of the last write that is not in the view yet.
     pub pending: Option<Pending>,
     /// Ranges of `dirty` that the journal does not have.
     pub unjournaled: Vec<Range<u64>>,
-    /// Something of this file is in the journal as data only: the next commit takes it.
-    pub journaled: bool,
+    /// The first entry of the journal that has bytes of `dirty`, if one does: the next commit
+    /// takes them along.
+    pub journaled: Option<Seq>,
+    /// The same of the bytes in `sealing`.
+    pub journaled_sealing: Option<Seq>,
     /// Chunks of this file on their way to their peers.
     pub puts: Vec<Put>,
     /// Open handles.
@@ -61,12 +66,6 @@ impl OpenFile {
         Self { ino, order: Arc::default(), data: Mutex::new(FileData::default()) }
     }
 
-    /// Whether the journal has bytes of it that no operation has yet. A file that is busy this
-    /// very moment counts as one that has.
-    pub fn is_journaled(&self) -> bool {
-        self.data.try_lock().map_or(true, |data| data.journaled || !data.sealing.is_empty())
-    }
-
     /// Never held across an await.
     pub fn data(&self) -> MutexGuard<'_, FileData> {
         self.data.lock().expect("nothing panics while a file is locked")
@@ -82,7 +81,7 @@ impl FileData {
     /// Takes in written bytes. `charge` is what they were accounted with.
     pub fn write(&mut self, offset: u64, data: &[u8], now: Stamp, kill_priv: bool, charge: Charge) {
         self.dirty.write(offset, data);
-        self.charges.push(charge);
+        self.charges.push_back((data.len(), charge));
         self.since.get_or_insert_with(Instant::now);
         let end = offset + data.len() as u64;
         match self.unjournaled.last_mut() {
@@ -114,6 +113,23 @@ impl FileData {
             }
         }
         (!over.is_empty()).then_some(over)
+    }
+
+    /// Gives away what about `bytes` of dirty bytes were accounted with.
+    pub fn take_charges(&mut self, mut bytes: usize) -> Vec<Charge> {
+        let mut taken = Vec::new();
+        while bytes > 0
+            && let Some((len, charge)) = self.charges.pop_front()
+        {
+            bytes = bytes.saturating_sub(len);
+            taken.push(charge);
+        }
+        taken
+    }
+
+    /// The oldest entry of the journal that a replay would still need for this file.
+    pub fn floor(&self) -> Option<Seq> {
+        self.journaled.into_iter().chain(self.journaled_sealing).min()
     }
 
     /// The attributes as the writer must see them.

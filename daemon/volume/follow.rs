@@ -4,6 +4,7 @@
 //! Invariant: records are applied by position, each once; a payload that is missing stops the view
 //! there, one that is void is skipped by the same rule everywhere.
 
+use super::file::OpenFile;
 use super::journal::Seq;
 use super::state::Mode;
 use super::{Stale, Volume};
@@ -260,23 +261,34 @@ impl Volume {
         core.session.n += 1;
         core.view.commit_local(until.0 - 1, at);
         let batch = core.queue.pop_front();
-        let pending = !core.queue.is_empty() || core.files.values().any(|file| file.is_journaled());
         drop(core);
         for put in batch.iter().flat_map(|batch| &batch.inline) {
             self.chunks.let_go(put.address);
         }
-        self.committed(until, pending);
+        let floor = self.journal_floor();
+        self.committed(until, floor);
         true
     }
 
-    fn committed(&self, until: Seq, pending: bool) {
+    /// The oldest entry of the journal that a replay would still need.
+    ///
+    /// The order of looking keeps it right while others go on: what is journaled later has a higher
+    /// number, and what moves from a file into a batch meanwhile is seen in one of the two.
+    fn journal_floor(&self) -> Option<Seq> {
+        let next = self.journal.as_ref().map(|journal| journal.next());
+        let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
+        let of_files = files.iter().filter_map(|file| file.data().floor()).min();
+        let of_batches = self.core().queue.iter().map(|batch| batch.floor).min();
+        next.into_iter().chain(of_files).chain(of_batches).min()
+    }
+
+    fn committed(&self, until: Seq, floor: Option<Seq>) {
         self.progress.send_modify(|progress| {
             progress.committed = progress.committed.max(until);
             progress.stuck = None;
         });
-        if let Some(journal) = &self.journal
-            && !pending
-            && let Err(error) = journal.trim(journal.next())
+        if let (Some(journal), Some(floor)) = (&self.journal, floor)
+            && let Err(error) = journal.trim(floor)
         {
             tracing::warn!(%error, "the journal keeps what is committed; nothing is lost");
         }

@@ -143,14 +143,18 @@ impl Volume {
     }
 
     /// Waits while more is uncommitted than memory should hold: writers are slowed, not buffered.
-    async fn not_too_far_behind(&self) -> Result<(), FsError> {
-        if self.core().queue.len() < BATCHES_MAX {
+    pub(super) async fn not_too_far_behind(&self) -> Result<(), FsError> {
+        let behind = || {
+            let tight = self.journal.as_ref().is_some_and(|journal| journal.is_tight());
+            tight || self.core().queue.len() >= BATCHES_MAX
+        };
+        if !behind() {
             return Ok(());
         }
         self.work.notify_one();
         let mut progress = self.progress.subscribe();
         let wait = async {
-            while self.core().queue.len() >= BATCHES_MAX {
+            while behind() {
                 if progress.changed().await.is_err() {
                     return;
                 }

@@ -32,6 +32,7 @@ impl Volume {
             data.since = None;
             data.charges.clear();
             data.unjournaled.clear();
+            data.journaled = None;
         }
         self.reap(ino).await;
         self.forget_idle(ino);

@@ -158,6 +158,7 @@ impl Volume {
         tracing::error!(operation = ?op, %error,
             "an operation of an earlier mount was acknowledged and is refused now, because another \
              mount changed the same thing meanwhile");
+        self.core().broken_promise = Some(FsError::Io);
         if let Op::Write(write) = op
             && !write.extents.is_empty()
         {

@@ -11,6 +11,7 @@ use super::journal::Seq;
 use super::local::{Tried, Under};
 use super::state::Mode;
 use crate::chunks::Put;
+use crate::chunks::budget::Charge;
 use bytes::Bytes;
 use mictlan::file::{Extent, Pack, Place, split_at_buckets};
 use mictlan::meta::error::FsError;
@@ -41,6 +42,8 @@ struct Taken {
     pieces: Vec<(u64, Bytes)>,
     pending: Pending,
     covers: Option<Seq>,
+    /// What the bytes are accounted with: until their chunks are durable.
+    charges: Arc<Vec<Charge>>,
     /// Held from taking to placing, where the caller does not hold it itself.
     order: Option<OwnedMutexGuard<()>>,
 }
@@ -64,7 +67,7 @@ impl Volume {
                         packed: None,
                     };
                     extents.extend(split_at_buckets(extent));
-                    puts.push(self.chunks.put(sealed, None));
+                    puts.push(self.chunks.put(sealed, vec![taken.charges.clone()]));
                     at += piece.len() as u64;
                 }
             }
@@ -112,7 +115,10 @@ impl Volume {
         let inline = sealed.bytes.len() <= INLINE_BYTES_MAX;
         let put = match inline && self.claim_inline(&sealed) {
             true => self.chunks.hold(sealed),
-            false => self.chunks.put(sealed, None),
+            false => {
+                let charges = packed.iter().map(|(taken, _)| taken.charges.clone()).collect();
+                self.chunks.put(sealed, charges)
+            }
         };
         for (taken, places) in packed {
             let extents = places
@@ -142,17 +148,20 @@ impl Volume {
         if pieces.is_empty() {
             return Ok(None);
         }
-        let covers = data.journaled.then(|| self.journal.as_ref().map(|j| j.next())).flatten();
+        let covers = data.journaled.and(self.journal.as_ref().map(|journal| journal.next()));
+        data.journaled_sealing = data.floor();
+        data.journaled = None;
+        let bytes = pieces.iter().map(|(_, piece): &(u64, Bytes)| piece.len()).sum();
+        let charges = Arc::new(data.take_charges(bytes));
         if data.dirty.is_empty() {
             data.since = None;
-            data.journaled = false;
             data.unjournaled.clear();
         } else {
             // The size grows to what is sealed; the rest of the stream follows with its bytes.
             pending.end = pieces.iter().map(|(at, b)| at + b.len() as u64).max().unwrap_or(0);
         }
         data.sealing = pieces.clone();
-        Ok(Some(Taken { file: file.clone(), pieces, pending, covers, order: None }))
+        Ok(Some(Taken { file: file.clone(), pieces, pending, covers, charges, order: None }))
     }
 
     /// The extents take the place of the bytes, for readers and for the next commit.
@@ -184,6 +193,7 @@ impl Volume {
                 Err(FsError::Stale) => {
                     let mut data = file.data();
                     data.sealing.clear();
+                    data.journaled_sealing = None;
                     data.pending = None;
                     return Ok(());
                 }
@@ -210,8 +220,10 @@ impl Volume {
             Tried::Done(..) => {
                 if let Some(batch) = core.queue.back_mut() {
                     batch.puts.extend_from_slice(puts);
+                    batch.floor = batch.floor.min(data.journaled_sealing.unwrap_or(batch.floor));
                 }
                 data.sealing.clear();
+                data.journaled_sealing = None;
                 data.puts.extend_from_slice(puts);
                 if data.dirty.is_empty() {
                     data.pending = None;
@@ -235,6 +247,8 @@ impl Volume {
                 data.unjournaled.push(gap);
             }
         }
+        data.journaled = data.floor();
+        data.journaled_sealing = None;
         data.since.get_or_insert_with(tokio::time::Instant::now);
     }
 

@@ -9,7 +9,9 @@ use super::Volume;
 use super::state::Mode;
 use mictlan::id::Position;
 use mictlan::meta::error::FsError;
-use mictlan::wire::{CloseSession, Heartbeat, HeartbeatReply, Lease, LeaseMode, LeaseUnit, Ticket};
+use mictlan::wire::{
+    Barrier, CloseSession, Heartbeat, HeartbeatReply, Lease, LeaseMode, LeaseUnit, Ticket,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -161,6 +163,10 @@ impl Volume {
         }
         match self.catch_up(now + CONFIRM_WAIT.min(self.options.deadline)).await {
             Ok(()) => *self.unconfirmed_until() = None,
+            // A quorum answers, so somebody is slow to give a lease back: that is waited for.
+            Err(FsError::TimedOut) if self.has_quorum().await => {
+                self.catch_up(now + self.options.deadline).await?;
+            }
             Err(FsError::TimedOut) => {
                 tracing::warn!("no quorum of voters answers: reads go on with what is known here");
                 *self.unconfirmed_until() = Some(Instant::now() + UNCONFIRMED_FOR);
@@ -168,6 +174,10 @@ impl Volume {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    async fn has_quorum(&self) -> bool {
+        self.network.read_position(&Barrier::default(), CONFIRM_WAIT).await.is_ok()
     }
 
     fn unconfirmed_until(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {

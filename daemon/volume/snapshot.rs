@@ -7,7 +7,7 @@
 
 use super::Volume;
 use super::state::Mode;
-use crate::chunks::Put;
+use crate::chunks::{Charges, Put};
 use mictlan::cluster::state::Outcome;
 use mictlan::hash;
 use mictlan::ledger::record::body::{Body, Root};
@@ -115,7 +115,7 @@ impl Volume {
             let (bytes, links) = (new.node.bytes(), new.node.links());
             let sealed = seal::seal(ring.current(), Kind::Node, Codec::Stored, &links, bytes)?;
             let address = sealed.address;
-            puts.push(self.chunks.put(sealed, None));
+            puts.push(self.chunks.put(sealed, Charges::new()));
             self.nodes.insert(NodeRef { identity: new.identity, address }, new.node);
             Ok(address)
         };

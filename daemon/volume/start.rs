@@ -173,6 +173,7 @@ fn core(tree: Tree, position: Position, session: Option<SessionId>) -> Core {
         queue: VecDeque::new(),
         inodes_made: 0,
         next_handle: 0,
+        broken_promise: None,
     }
 }
 

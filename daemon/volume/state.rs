@@ -27,6 +27,8 @@ pub struct Core {
     /// Inode numbers of this session's block that were given out.
     pub inodes_made: u32,
     pub next_handle: u64,
+    /// Something that was acknowledged was refused for good: the next call that can wait says so.
+    pub broken_promise: Option<FsError>,
 }
 
 /// Who this mount is to the sequencer, and what it may do without asking.
@@ -69,6 +71,8 @@ pub struct Batch {
     pub facts: Facts,
     /// Every operation before it and not in an earlier batch is in here.
     pub until: Seq,
+    /// The oldest entry of the journal that a replay of this batch needs.
+    pub floor: Seq,
     /// Where the log stood for the first operation.
     pub base: Position,
     /// Chunks that must be durable before it is proposed.
@@ -96,6 +100,7 @@ impl Batch {
             writes: WriteSet::new(),
             facts: Facts::default(),
             until,
+            floor: until,
             base,
             puts: Vec::new(),
             inline: None,

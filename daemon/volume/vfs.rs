@@ -5,6 +5,7 @@
 //! Never: has a rule of the filesystem; `meta::namespace` has them.
 
 use super::local::now;
+use super::state::Mode;
 use super::virtual_xattr::{self, Virtual};
 use super::{Volume, caller};
 use bytes::Bytes;
@@ -86,8 +87,10 @@ impl Volume {
                 return Err(error);
             }
         }
-        // Others' commits are told to the kernel as they are applied, so its pages stay good.
-        Ok(Opened { handle, keep_cache: true, direct: false })
+        // Under the lease nobody else changes anything. Without it the kernel may not have been told
+        // yet what was applied a moment ago.
+        let keep_cache = matches!(self.mode(), Mode::Leased { .. });
+        Ok(Opened { handle, keep_cache, direct: false })
     }
 
     /// Changes attributes. A change of times alone leaves unsealed bytes where they are and

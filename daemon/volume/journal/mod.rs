@@ -14,13 +14,14 @@ use mictlan::id::{SessionId, VolumeId};
 use mictlan::seal::{Principal, Public};
 use rustix::fs::{FlockOperation, flock};
 use segment::{Segment, SegmentError};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 /// All segments of one journal together; a full journal makes writers wait for commits.
 pub const BYTES_MAX: u64 = 1 << 30;
-/// A segment that is larger is followed by a new one as soon as nothing in it is pending.
+/// A segment that is larger is followed by a new one.
 const SEGMENT_BYTES: u64 = 8 << 20;
 const LOCK: &str = "lock";
 
@@ -46,6 +47,14 @@ pub struct Journal {
     state: Mutex<State>,
 }
 
+/// A segment that takes no more entries.
+struct Older {
+    path: PathBuf,
+    bytes: u64,
+    /// Its entries are before this.
+    until: Seq,
+}
+
 /// Whose entries these are; written at the head of each segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct About {
@@ -55,8 +64,8 @@ pub struct About {
 
 struct State {
     segment: Segment,
-    /// Files of earlier segments, whose entries may still be pending.
-    older: Vec<PathBuf>,
+    /// Earlier segments, oldest first, of which some entry may still be pending.
+    older: VecDeque<Older>,
     older_bytes: u64,
     next: Seq,
     next_segment: u64,
@@ -69,8 +78,13 @@ impl Journal {
         let lock = lock(dir)?.ok_or_else(|| JournalError::InUse(dir.into()))?;
         let segment = Segment::create(&path(dir, 1), about, &owner, Seq(1))
             .map_err(|error| JournalError::Segment(dir.into(), error))?;
-        let state =
-            State { segment, older: Vec::new(), older_bytes: 0, next: Seq(1), next_segment: 2 };
+        let state = State {
+            segment,
+            older: VecDeque::new(),
+            older_bytes: 0,
+            next: Seq(1),
+            next_segment: 2,
+        };
         Ok(Self { dir: dir.into(), _lock: lock, owner, about, state: Mutex::new(state) })
     }
 
@@ -81,11 +95,28 @@ impl Journal {
         if state.older_bytes + state.segment.bytes() + bytes.len() as u64 > BYTES_MAX {
             return Err(JournalError::Full(self.dir.clone()));
         }
+        if state.segment.bytes() >= SEGMENT_BYTES {
+            self.next_segment(&mut state)?;
+        }
         let appended = state.segment.append(&bytes);
         appended.map_err(|error| JournalError::Segment(self.dir.clone(), error))?;
         let seq = state.next;
         state.next = Seq(seq.0 + 1);
         Ok(seq)
+    }
+
+    /// Goes on in a new file. A crash in between leaves an empty newest segment, which is read as
+    /// one without entries.
+    fn next_segment(&self, state: &mut State) -> Result<(), JournalError> {
+        let fresh = path(&self.dir, state.next_segment);
+        let segment = Segment::create(&fresh, self.about, &self.owner, state.next)
+            .map_err(|error| JournalError::Segment(self.dir.clone(), error))?;
+        let old = std::mem::replace(&mut state.segment, segment);
+        state.next_segment += 1;
+        state.older_bytes += old.bytes();
+        let (path, bytes, until) = (old.path().to_owned(), old.bytes(), state.next);
+        state.older.push_back(Older { path, bytes, until });
+        Ok(())
     }
 
     /// The number that the next entry gets.
@@ -98,25 +129,22 @@ impl Journal {
         state.older_bytes + state.segment.bytes()
     }
 
-    /// Everything before `until` is committed or of no use any more. Space comes back when that
-    /// is everything there is: then a new segment begins and the older ones go.
+    /// Nearly full: whoever would add to it should wait for commits first.
+    pub fn is_tight(&self) -> bool {
+        self.bytes() > BYTES_MAX / 4 * 3
+    }
+
+    /// Everything before `until` is committed or of no use any more: whole segments of it go.
     pub fn trim(&self, until: Seq) -> Result<(), JournalError> {
-        let failed = |error| JournalError::Segment(self.dir.clone(), error);
         let mut state = self.state();
-        if until < state.next || state.segment.bytes() + state.older_bytes < SEGMENT_BYTES {
-            return Ok(());
+        if until >= state.next && state.segment.bytes() >= SEGMENT_BYTES {
+            self.next_segment(&mut state)?;
         }
-        let fresh = path(&self.dir, state.next_segment);
-        let segment =
-            Segment::create(&fresh, self.about, &self.owner, state.next).map_err(failed)?;
-        // crash here: an empty newest segment; the older ones are replayed and found committed
-        let old = std::mem::replace(&mut state.segment, segment);
-        state.next_segment += 1;
-        state.older.push(old.path().to_owned());
-        for file in std::mem::take(&mut state.older) {
-            remove(&file)?; // crash here: some left; their commits are known to the sequencer
+        while state.older.front().is_some_and(|older| older.until <= until) {
+            let Some(older) = state.older.pop_front() else { break };
+            state.older_bytes -= older.bytes;
+            remove(&older.path)?; // crash here: its commits are known to the sequencer
         }
-        state.older_bytes = 0;
         Ok(())
     }
 
@@ -279,8 +307,10 @@ mod tests {
         for n in 0..4 {
             journal.append(&data(n, 4 << 20)).expect("appended");
         }
+        journal.trim(Seq(2)).expect("trimmed");
+        assert!(journal.bytes() > 12 << 20, "entry 2 shares a file with the first");
         journal.trim(Seq(4)).expect("trimmed");
-        assert!(journal.bytes() > 16 << 20, "entry 4 is pending");
+        assert!(journal.bytes() < 12 << 20, "entries 1 and 2 are gone, 4 is pending");
         journal.trim(Seq(5)).expect("trimmed");
         assert!(journal.bytes() < 4096);
         journal.append(&data(9, 9)).expect("appended");
