@@ -574,16 +574,20 @@ impl<V: Vfs> Filesystem for Fuse<V> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let work = self.vfs.clone().list(ino(inode), offset, LISTED_WITH_ATTR_MAX, true);
+        let vfs = self.vfs.clone();
+        let work = vfs.clone().list(ino(inode), offset, LISTED_WITH_ATTR_MAX, true);
         self.answer(work, move |listed| match listed {
             Ok(listed) => {
+                let mut full = false;
                 for line in listed {
                     let Some(attr) = &line.attr else { continue };
                     let name = OsStr::from_bytes(&line.name);
-                    let file = file_attr(attr);
-                    let ino = INodeNo(line.ino.0);
-                    if reply.add(ino, line.cookie, name, &attr.lifetime, &file, GENERATION) {
-                        break;
+                    let (file, ino) = (file_attr(attr), INodeNo(line.ino.0));
+                    full = full
+                        || reply.add(ino, line.cookie, name, &attr.lifetime, &file, GENERATION);
+                    if full && line.holds() {
+                        // The kernel never heard of it, so it will never forget it.
+                        vfs.forget(line.ino, 1);
                     }
                 }
                 reply.ok();

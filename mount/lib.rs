@@ -2,6 +2,7 @@
 
 pub mod errno;
 pub mod fuse;
+pub mod graft;
 pub mod options;
 pub mod session;
 pub mod vfs;

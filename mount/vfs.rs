@@ -59,6 +59,13 @@ pub struct Listed {
     pub attr: Option<Attr>,
 }
 
+impl Listed {
+    /// Whether the kernel holds a reference to the inode once it has seen this line.
+    pub fn holds(&self) -> bool {
+        self.attr.is_some() && !matches!(&*self.name, b"." | b"..")
+    }
+}
+
 /// `statfs` in bytes and inodes; `block` is the unit that the kernel reports in.
 #[derive(Clone, Copy, Debug)]
 pub struct Space {
@@ -182,7 +189,9 @@ pub trait Vfs: Send + Sync + 'static {
     /// The last descriptor of `handle` is gone.
     fn release(self: Arc<Self>, ino: Ino, handle: u64) -> impl Future<Output = Answer<()>> + Send;
     fn fsync(self: Arc<Self>, ino: Ino, handle: Option<u64>) -> impl Future<Output = Answer<()>> + Send;
-    /// Names after `cookie` (0: from the start), at most `limit` of them; empty at the end.
+    /// Names after `cookie` (0: from the start), at most `limit` of them; empty at the end. Each
+    /// line with attributes counts as a lookup; for one that the kernel did not get, `forget`
+    /// follows.
     fn list(self: Arc<Self>, dir: Ino, cookie: u64, limit: usize, with_attr: bool) -> impl Future<Output = Answer<Vec<Listed>>> + Send;
     /// Answered without the network.
     fn statfs(self: Arc<Self>) -> impl Future<Output = Answer<Space>> + Send;
