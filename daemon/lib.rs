@@ -8,6 +8,7 @@ pub mod here;
 pub mod host;
 pub mod http;
 pub mod identity;
+pub mod ledger;
 pub mod link;
 pub mod network;
 pub mod peer;
