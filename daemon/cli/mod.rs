@@ -5,6 +5,7 @@
 pub mod background;
 pub mod connect;
 pub mod error;
+pub mod ledger;
 mod members;
 mod mount;
 mod peers;

@@ -1,0 +1,343 @@
+//! `mictlan ledger verify` and `mictlan ledger append`.
+//!
+//! Owns: what they print, and their exit codes.
+//! Never: trusts a peer: everything that decides is computed here from the bytes.
+//!
+//! | exit code of verify | means |
+//! | --- | --- |
+//! | 0 | every record, link, signature and checkpoint is right |
+//! | 1 | something is wrong; each finding is printed with its code |
+//! | 5 | the ledger could not be read to its end; nothing is said of it |
+
+use crate::ledger::fetch::{self, Fetch};
+use crate::ledger::{Ledger, LedgerError};
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use futures::{StreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use mictlan::cluster::state::{Outcome, Submission};
+use mictlan::id::{Label, NetworkId, Position, TimeMs};
+use mictlan::ledger::checkpoint::{Checkpoint, CheckpointError};
+use mictlan::ledger::record::body::Note;
+use mictlan::ledger::record::{Body, Proposal, RecordError, Ulid, record_message};
+use mictlan::ledger::tile::{self, TileId, WIDTH};
+use mictlan::ledger::verify::{Fault, Finding, Report, Verifier};
+use mictlan::seal::Principal;
+use serde_json::json;
+use std::fmt::Display;
+use std::future::Future;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Bundles under way, and bundles that are checked together: enough for all cores.
+const AHEAD: usize = 16;
+const BATCH: usize = 16;
+/// Batches that wait for the checking thread.
+const WAITING: usize = 2;
+/// How often `--wait=published` looks, and how long.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(60);
+
+#[derive(Args, Debug, Default)]
+pub struct VerifyArgs {
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+    /// Verify a copy of the static tree in this directory instead of asking peers
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct AppendArgs {
+    /// What the note is about: a name of a-z, 0-9, '.', '_' and '-'
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: String,
+    /// Any JSON of the ledger's profile: integers, no floats, keys of a-z, 0-9 and '_'
+    #[arg(value_name = "JSON")]
+    pub data: String,
+    /// Wait until a checkpoint with its quorum covers the record
+    #[arg(long, value_name = "WHEN")]
+    pub wait: Option<Wait>,
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Wait {
+    Published,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerCliError {
+    #[error("the ledger could not be read: {path}: {why}; nothing is said of it")]
+    Unreadable { path: String, why: String },
+    #[error("the newest checkpoint is not a checkpoint: {0}")]
+    Checkpoint(#[from] CheckpointError),
+    #[error("{0}")]
+    Ledger(#[from] LedgerError),
+    #[error("nothing was written: {0:?} is not a topic; a topic is like 'inventory' or 'build-7'")]
+    Topic(String),
+    #[error("nothing was written: the argument is not JSON: {0}")]
+    Json(serde_json::Error),
+    #[error("nothing was written: {0}")]
+    Record(#[from] RecordError),
+    #[error(
+        "nothing was written: this key is no actor of the network; ask an owner for an invite: \
+         mictlan invite"
+    )]
+    NoActor,
+    #[error("nothing was written: no randomness for the request's name: {0}")]
+    Random(getrandom::Error),
+    #[error("the record may not have been written: {0}; see: mictlan ledger verify")]
+    NotOrdered(String),
+    #[error(
+        "record {position} is written, but no checkpoint covers it after {} s; see \
+         /ledger/status.json for who is missing", PUBLISHED_WITHIN.as_secs()
+    )]
+    NotPublished { position: Position },
+    #[error("the output cannot be written: {0}")]
+    Output(#[from] std::io::Error),
+    #[error("the checking thread ended: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+impl LedgerCliError {
+    pub fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Topic(_) | Self::Json(_) | Self::Record(_) => 2,
+            Self::NoActor => 4,
+            _ => 5,
+        })
+    }
+}
+
+/// The stable name of a finding's kind, for scripts.
+pub fn code(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::Record(_) => "record",
+        Fault::Index(_) => "index",
+        Fault::Link { .. } => "link",
+        Fault::Time(_) => "time",
+        Fault::RequestTime(_) => "request-time",
+        Fault::Repeated => "repeated",
+        Fault::OtherNetwork { .. } => "other-network",
+        Fault::Roster(_) => "roster",
+        Fault::Signature(_) => "signature",
+        Fault::Checkpoint(_) => "checkpoint",
+        Fault::Root { .. } => "root",
+        Fault::Rewritten { .. } => "rewritten",
+        Fault::Truncated(_) => "truncated",
+    }
+}
+
+/// Reads the whole log and checks everything that can be checked without a volume's keys.
+/// `remembered` is what this machine verified before; `network` is who it trusts.
+pub async fn verify(
+    args: &VerifyArgs,
+    network: NetworkId,
+    fetch: Fetch,
+    remembered: Option<Checkpoint>,
+    out: &mut (dyn Write + Send),
+) -> Result<ExitCode, LedgerCliError> {
+    let fetch = args.from.clone().map_or(fetch, fetch::from_dir);
+    let note = first(&fetch, vec!["checkpoint".to_owned()]).await?;
+    let mut verifier = Verifier::new(Some(network));
+    let size = verifier.expect_note(&note)?;
+    if let Some(remembered) = &remembered {
+        verifier.expect_remembered(remembered);
+    }
+    let bar = progress(size, args.json);
+    let (send, batches) = mpsc::channel(WAITING);
+    let checking = {
+        let bar = bar.clone();
+        tokio::task::spawn_blocking(move || check(verifier, batches, &bar))
+    };
+    let read = read(&fetch, size, send).await;
+    let report = checking.await?;
+    bar.finish_and_clear();
+    read?;
+    let good = report.findings.is_empty();
+    print(&report, args.json, remembered.is_some(), out)?;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+async fn first(fetch: &Fetch, paths: Vec<String>) -> Result<Bytes, LedgerCliError> {
+    let path = paths[0].clone();
+    let found = fetch::first(fetch, &paths).await;
+    found.map_err(|why| LedgerCliError::Unreadable { path, why })
+}
+
+fn progress(size: u64, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = "{wide_bar} {human_pos}/{human_len} records, {per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(style).expect("a good template");
+    ProgressBar::new(size).with_style(style)
+}
+
+/// Records of some bundles.
+type Batch = Vec<(TileId, Bytes)>;
+
+async fn read(fetch: &Fetch, size: u64, send: mpsc::Sender<Batch>) -> Result<(), LedgerCliError> {
+    let bundle = |index: u64| async move {
+        let id = TileId::bundle(index * WIDTH, size);
+        let full = TileId { width: WIDTH as u16, ..id };
+        let bytes = first(fetch, vec![id.path(), full.path()]).await?;
+        Ok::<_, LedgerCliError>((id, bytes))
+    };
+    let bundles = stream::iter(0..size.div_ceil(WIDTH)).map(bundle).buffered(AHEAD);
+    let mut batches = std::pin::pin!(bundles.chunks(BATCH));
+    while let Some(batch) = batches.next().await {
+        let batch = batch.into_iter().collect::<Result<Batch, _>>()?;
+        for (id, bytes) in &batch {
+            tile::bundle_prefix(bytes, id.width).map_err(|why| {
+                let why = why.to_string();
+                LedgerCliError::Unreadable { path: id.path(), why }
+            })?;
+        }
+        if send.send(batch).await.is_err() {
+            break; // the checking thread ended, and says why itself
+        }
+    }
+    Ok(())
+}
+
+/// Hashes and links one after another; signatures and bodies on all cores.
+fn check(mut verifier: Verifier, mut batches: mpsc::Receiver<Batch>, bar: &ProgressBar) -> Report {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    while let Some(batch) = batches.blocking_recv() {
+        let records = batch.iter().flat_map(|(id, bytes)| {
+            tile::bundle_records(bytes, id.width).expect("it was taken apart before")
+        });
+        let deferred: Vec<_> = records.filter_map(|record| verifier.push(record)).collect();
+        let share = deferred.len().div_ceil(cores).max(1);
+        let found: Vec<Finding> = std::thread::scope(|scope| {
+            let check = |part| move || signatures(part);
+            let threads: Vec<_> =
+                deferred.chunks(share).map(|part| scope.spawn(check(part))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<Finding>>| {
+                thread.join().expect("a check does not panic")
+            };
+            threads.into_iter().flat_map(join).collect()
+        });
+        found.into_iter().for_each(|finding| verifier.find(finding));
+        bar.set_position(verifier.size());
+    }
+    let mut report = verifier.finish();
+    report.findings.sort_by_key(|finding| finding.index);
+    report
+}
+
+fn signatures(part: &[mictlan::ledger::verify::Deferred<'_>]) -> Vec<Finding> {
+    part.iter().filter_map(|deferred| deferred.check().err()).collect()
+}
+
+fn print(
+    report: &Report,
+    as_json: bool,
+    remembered: bool,
+    out: &mut (dyn Write + Send),
+) -> std::io::Result<()> {
+    let Report { size, root, head, checkpoints, findings, more } = report;
+    let total = findings.len() as u64 + more;
+    if as_json {
+        let findings: Vec<_> = findings
+            .iter()
+            .map(
+                |f| json!({"code": code(&f.fault), "record": f.index, "says": f.fault.to_string()}),
+            )
+            .collect();
+        let all = json!({
+            "checkpoints": checkpoints, "findings": findings, "head": head.to_hex(),
+            "more": more, "root": root.to_hex(), "size": size,
+            "verdict": if total == 0 { "good" } else { "bad" },
+        });
+        return writeln!(out, "{all}");
+    }
+    for Finding { index, fault } in findings {
+        writeln!(out, "{}: record {index}: {fault}", code(fault))?;
+    }
+    if *more > 0 {
+        writeln!(out, "and {more} findings more")?;
+    }
+    let against = if remembered { ", and continues what was verified before" } else { "" };
+    match total {
+        0 => writeln!(out, "good: {size} records, root {root}{against}"),
+        _ => writeln!(out, "BAD: {total} findings in {size} records, root {root}"),
+    }
+}
+
+/// Has a note ordered under the principal's name, and prints where it stands. `submit` is the
+/// network's append; it may repeat, since the request has one name.
+pub async fn append<F, E>(
+    args: &AppendArgs,
+    ledger: &Arc<Ledger>,
+    principal: &Principal,
+    now: TimeMs,
+    submit: impl FnOnce(Submission) -> F,
+    out: &mut (dyn Write + Send),
+) -> Result<Position, LedgerCliError>
+where
+    F: Future<Output = Result<Outcome, E>>,
+    E: Display,
+{
+    let topic = Label::parse(&args.topic);
+    let topic = topic.ok_or_else(|| LedgerCliError::Topic(args.topic.clone()))?;
+    let data = serde_json::from_str(&args.data).map_err(LedgerCliError::Json)?;
+    let seen = ledger.newest().await?;
+    let roster = seen.roster().ok_or(LedgerCliError::NoActor)?;
+    let actor = roster.owner_of(&principal.id()).cloned().ok_or(LedgerCliError::NoActor)?;
+    let mut random = [0; 10];
+    getrandom::fill(&mut random).map_err(LedgerCliError::Random)?;
+    let body = Body::Note(Note { data, topic });
+    let p = Proposal::new(actor, Ulid::new(now, random), body).encode()?;
+    let sig = principal.sign(&record_message(&roster.origin(), &p));
+    let outcome = submit(Submission { p, sig, commit: None }).await;
+    let outcome = outcome.map_err(|error| LedgerCliError::NotOrdered(error.to_string()))?;
+    let position = match outcome {
+        Outcome::Refused(why) => return Err(LedgerCliError::NotOrdered(why.to_string())),
+        other => other.position().ok_or(LedgerCliError::NotOrdered("no position".to_owned()))?,
+    };
+    let covered = match args.wait {
+        Some(Wait::Published) => Some(published(ledger, position).await?),
+        None => None,
+    };
+    match (&covered, args.json) {
+        (None, true) => writeln!(out, "{}", json!({"record": position.0}))?,
+        (None, false) => writeln!(out, "record {position}")?,
+        (Some(c), true) => {
+            let root = c.root.to_hex();
+            writeln!(out, "{}", json!({"record": position.0, "root": root, "size": c.size}))?;
+        }
+        (Some(c), false) => {
+            let (size, root) = (c.size, c.root);
+            writeln!(out, "record {position}, in the checkpoint of size {size} with root {root}")?;
+        }
+    }
+    Ok(position)
+}
+
+/// Waits for a verified checkpoint that covers a record.
+async fn published(ledger: &Arc<Ledger>, at: Position) -> Result<Checkpoint, LedgerCliError> {
+    let look = async {
+        let mut often = tokio::time::interval(LOOK_EVERY);
+        loop {
+            often.tick().await;
+            match ledger.refresh().await {
+                Ok(seen) if seen.size() > at.0 => return Ok(seen.checkpoint().clone()),
+                Err(error @ LedgerError::Contradiction { .. }) => return Err(error.into()),
+                // Not yet, or a peer that is away for the moment.
+                _ => {}
+            }
+        }
+    };
+    let late = |_| LedgerCliError::NotPublished { position: at };
+    tokio::time::timeout(PUBLISHED_WITHIN, look).await.map_err(late)?
+}
