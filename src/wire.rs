@@ -297,6 +297,8 @@ pub struct VolumeInfo {
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RootInfo {
+    /// The record that names it.
+    pub record: Position,
     /// The tree equals all commits up to here.
     pub position: Position,
     pub address: ChunkId,

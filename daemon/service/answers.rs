@@ -88,6 +88,7 @@ pub fn peers(state: &State) -> Vec<PeerInfo> {
 
 fn volume((id, volume): (&mictlan::id::VolumeId, &mictlan::cluster::state::Volume)) -> VolumeInfo {
     let root = volume.roots().next_back().map(|root| RootInfo {
+        record: root.record,
         position: root.position,
         address: root.address,
         identity: root.identity,

@@ -83,7 +83,7 @@ impl Volume {
         let ring = unwrap_ring(&start, &info, &origin, &actor, &wraps)?;
         let keys = TreeKeys::new(ring.identity_key(), ring.boundary_key());
         let nodes = Arc::new(NodeCache::new((start.options.memory_bytes / 8) as usize));
-        let (tree, position) = newest_tree(&start, &info, &ring, &keys, &nodes).await?;
+        let (tree, position) = newest_tree(&start, &info, &roster, &ring, &keys, &nodes).await?;
         let session = match start.options.read_only {
             true => None,
             false => Some(open_session(&start, info.id).await?),
@@ -267,12 +267,14 @@ fn unwrap_ring(
 async fn newest_tree(
     start: &Start,
     info: &VolumeInfo,
+    roster: &Roster,
     ring: &KeyRing,
     keys: &TreeKeys,
     nodes: &Arc<NodeCache>,
 ) -> Opening<(Tree, Position)> {
     match &info.root {
         Some(root) => {
+            check_root(start, info.id, root, roster).await?;
             let node = root_node(start, root, ring, keys, nodes).await?;
             Ok((Tree::new(node, nodes.clone()), root.position))
         }
@@ -286,6 +288,41 @@ async fn newest_tree(
             let Ok(tree) = Tree::empty(keys, nodes.clone(), &mut sink);
             Ok((tree, Position(info.made.0.saturating_sub(1))))
         }
+    }
+}
+
+/// A peer's word for the newest root counts only with the record that a member signed: otherwise
+/// an old root could be passed off as a newer one, and the commits between would be gone unseen.
+async fn check_root(
+    start: &Start,
+    volume: VolumeId,
+    root: &RootInfo,
+    roster: &Roster,
+) -> Opening<()> {
+    let follow = Follow { volume: Some(volume), from: root.record, max_bytes: 1, wait_ms: 0 };
+    let page = start
+        .network
+        .voter(start.options.deadline, |link| {
+            let follow = follow.clone();
+            async move { link.follow(follow).await }
+        })
+        .await?;
+    let bad = |why: &str| OpenError::Ledger(format!("record {}: {why}", root.record));
+    let entry = page.entries.first().filter(|entry| entry.position == root.record);
+    let entry = entry.ok_or_else(|| bad("the peer that named it as a root does not show it"))?;
+    let line = Line::parse(&entry.line).map_err(|error| bad(&error.to_string()))?;
+    let key = roster.key_of(line.p.actor).map_err(|error| bad(&error.to_string()))?;
+    let signed = seal::verify(&key, &line.message(&roster.origin()), &line.sig);
+    let named = match line.p.body() {
+        Ok(Body::Root(body)) => {
+            (body.volume, body.position, body.address, body.identity, body.key_epoch)
+                == (volume, root.position, root.address, root.identity, root.epoch)
+        }
+        _ => false,
+    };
+    match signed && named && line.i == root.record {
+        true => Ok(()),
+        false => Err(bad("it is not the root that a peer said it is")),
     }
 }
 
