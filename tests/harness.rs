@@ -108,6 +108,18 @@ impl Home {
         dir
     }
 
+    /// A mount that a test made by itself is cleaned up like the others.
+    pub fn adopt(&self, dir: PathBuf) -> PathBuf {
+        self.mounts.lock().expect("no test panics here").push(dir.clone());
+        dir
+    }
+
+    /// Takes a dead mount away, so that nothing of it holds the disk below.
+    pub fn forget(&self, dir: &Path) {
+        let done = Command::new("umount").arg("-l").arg(dir).status().expect("umount is installed");
+        assert!(done.success(), "{} cannot be unmounted", dir.display());
+    }
+
     /// The process that serves a mount: the one whose arguments end in its directory.
     pub fn daemon_of(&self, dir: &Path) -> i32 {
         find_daemon(dir).unwrap_or_else(|| panic!("no daemon has {}{}", dir.display(), self.log()))

@@ -1,4 +1,5 @@
 //! The promises of mictlan, each a test.
 
+pub mod disk;
 pub mod harness;
 pub mod sample_log;

@@ -155,3 +155,38 @@ fn nothing_is_left_half_done() {
         }
     }
 }
+
+/// The names between backticks in the last column of PROMISES.md's tables.
+fn promised() -> Vec<String> {
+    let text = std::fs::read_to_string(root().join("tests/PROMISES.md")).expect("a table");
+    let rows = text.lines().filter(|line| line.starts_with('|'));
+    let last = rows.filter_map(|row| row.trim_end_matches('|').rsplit('|').next());
+    let names = last.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let sources = all();
+    let names = promised();
+    assert!(names.len() > 50, "the table was not understood");
+    for name in names {
+        let function = format!("fn {name}(");
+        let there = match name.contains('/') {
+            true => root().join(&name).exists(),
+            false => sources.iter().any(|(_, text)| text.contains(&function)),
+        };
+        assert!(there, "tests/PROMISES.md names {name}, which is no test");
+    }
+}
+
+#[test]
+fn every_bad_case_is_in_the_table_of_promises() {
+    let names = promised();
+    for (file, text) in sources("tests").into_iter().filter(|(name, _)| name.contains("/bad_")) {
+        let tests = text.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next());
+        for test in tests {
+            assert!(names.iter().any(|name| name == test), "{file}: {test} is not in the table");
+        }
+    }
+}

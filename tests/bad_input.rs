@@ -1,0 +1,201 @@
+//! What a person can get wrong: each mistake ends with a sentence that says what to do, and an exit
+//! code of its kind, and changes nothing.
+
+use mictlan_tests::harness::Home;
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+fn text(path: &std::path::Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+/// Runs a verb that must fail with `code`, and whose words have each of `words`.
+fn refused(home: &Home, arguments: &[&str], code: i32, words: &[&str]) {
+    let output = home.run(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "mictlan {}: {said}", arguments.join(" "));
+    for word in words {
+        assert!(
+            said.contains(word),
+            "mictlan {} does not say {word:?}: {said}",
+            arguments.join(" ")
+        );
+    }
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+fn store(home: &Home) -> PathBuf {
+    home.path().join("home/data/networks/home/store")
+}
+
+/// A home with a network and a volume, and nothing that runs.
+fn founded() -> Home {
+    let home = Home::new();
+    home.ok(&["init"]);
+    home
+}
+
+#[test]
+fn a_directory_that_does_not_exist_is_named() {
+    let home = founded();
+    let dir = home.path().join("nowhere");
+    refused(&home, &["mount", text(&dir)], 6, &["nowhere"]);
+}
+
+#[test]
+fn a_directory_that_is_no_directory_is_refused() {
+    let home = founded();
+    let file = home.path().join("file");
+    fs::write(&file, b"").expect("written");
+    refused(&home, &["mount", text(&file)], 6, &["file"]);
+}
+
+#[test]
+fn a_directory_with_files_in_it_is_refused() {
+    let home = founded();
+    let dir = home.empty("full");
+    fs::write(dir.join("mine"), b"mine").expect("written");
+    refused(&home, &["mount", text(&dir)], 6, &["empty"]);
+    assert_eq!(fs::read(dir.join("mine")).expect("still there"), b"mine");
+}
+
+#[test]
+fn a_directory_that_is_mounted_already_is_refused() {
+    let home = founded();
+    let dir = home.mount("mnt");
+    fs::write(dir.join("file"), b"content").expect("written");
+    refused(&home, &["mount", text(&dir)], 6, &["works already", "mictlan umount"]);
+    assert_eq!(fs::read(dir.join("file")).expect("the first one goes on"), b"content");
+}
+
+#[test]
+fn an_unknown_option_gets_the_nearest_one() {
+    let home = founded();
+    let dir = home.empty("mnt");
+    refused(&home, &["mount", "-o", "memroy=1G", text(&dir)], 2, &["memroy", "\"memory\""]);
+    refused(&home, &["mount", "-o", "deadline=soon", text(&dir)], 2, &["deadline", "seconds"]);
+}
+
+#[test]
+fn an_unknown_network_or_volume_or_key_is_named() {
+    let home = founded();
+    let dir = home.empty("mnt");
+    refused(&home, &["mount", "office", text(&dir)], 3, &["office", "home"]);
+    refused(&home, &["mount", "home:films", text(&dir)], 7, &["films"]);
+    refused(&home, &["mount", "-o", "key=bob", text(&dir)], 4, &["bob"]);
+    refused(&home, &["mount", "-o", "key=Not a name", text(&dir)], 2, &["key"]);
+}
+
+#[test]
+fn the_key_of_somebody_else_opens_nothing() {
+    let (home, other) = (founded(), founded());
+    let key = |home: &Home| home.path().join("home/config/keys/default");
+    for end in ["", ".pub"] {
+        let from = format!("{}{end}", text(&key(&other)));
+        fs::copy(from, format!("{}{end}", text(&key(&home)))).expect("copied");
+    }
+    let dir = home.empty("mnt");
+    let output = home.run(&["mount", text(&dir)]);
+    assert!(!output.status.success(), "a stranger's key mounted the volume");
+    assert!(!output.stderr.is_empty(), "a refusal without a word");
+}
+
+#[test]
+fn a_damaged_key_file_is_refused() {
+    let home = founded();
+    let key = home.path().join("home/config/keys/default");
+    let dir = home.empty("mnt");
+    let good = fs::read(&key).expect("a key");
+    fs::write(&key, &good[..good.len() / 2]).expect("written");
+    refused(&home, &["mount", text(&dir)], 4, &["default"]);
+}
+
+#[test]
+fn a_store_of_another_network_is_refused_and_not_changed() {
+    let (home, other) = (founded(), founded());
+    let id = fs::read(store(&other).join("store.id")).expect("an identity");
+    fs::write(store(&home).join("store.id"), &id).expect("written");
+    let dir = home.empty("mnt");
+    refused(&home, &["mount", text(&dir)], 8, &["network", "name another directory"]);
+    assert_eq!(fs::read(store(&home).join("store.id")).expect("there"), id);
+}
+
+#[test]
+fn a_store_of_a_newer_format_asks_for_a_newer_program() {
+    let home = founded();
+    fs::write(store(&home).join("store.id"), "mictlan store\nformat 99\nmore\n").expect("written");
+    let dir = home.empty("mnt");
+    refused(&home, &["mount", text(&dir)], 8, &["99", "newer mictlan"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let home = founded();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it has one").to_string();
+    refused(&home, &["serve", "--listen", &address], 8, &[&address]);
+}
+
+#[test]
+fn a_second_daemon_on_the_same_store_is_refused() {
+    let home = founded();
+    home.start(&["serve", "--listen", "127.0.0.1:0"], "serving");
+    refused(&home, &["serve", "--listen", "127.0.0.1:0"], 8, &["another mictlan"]);
+}
+
+#[test]
+fn an_invite_that_is_no_code_is_refused() {
+    let home = Home::new();
+    for code in ["", "hello", "mictlan-invite-1-AAAA", "ß"] {
+        refused(&home, &["join", code], 9, &["invite"]);
+    }
+}
+
+#[test]
+fn an_invite_is_good_once() {
+    let home = founded();
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("one");
+    home.start(&["serve", "--listen", &port.to_string()], "serving");
+    let code = home.ok(&["invite", "--role", "reader"]);
+    let first = Home::new();
+    first.ok(&["join", code.trim(), "--name", "bob"]);
+    let second = Home::new();
+    refused(&second, &["join", code.trim(), "--name", "eve"], 9, &["invite"]);
+}
+
+#[test]
+fn an_invite_that_has_expired_is_refused() {
+    let home = founded();
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("one");
+    home.start(&["serve", "--listen", &port.to_string()], "serving");
+    let code = home.ok(&["invite", "--role", "reader", "--hours", "0"]);
+    refused(&Home::new(), &["join", code.trim(), "--name", "bob"], 9, &["expired"]);
+}
+
+#[test]
+fn few_file_descriptors_are_enough() {
+    let home = founded();
+    let dir = home.empty("mnt");
+    // SAFETY: setrlimit(2) in the new process before it runs the program; no memory is shared.
+    let limit = || match unsafe {
+        libc::setrlimit(libc::RLIMIT_NOFILE, &libc::rlimit { rlim_cur: 64, rlim_max: 64 })
+    } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    let mut command = home.command(&["mount", text(&dir)]);
+    // SAFETY: `limit` only makes a system call, which is allowed between fork and exec.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, limit) };
+    let output = command.output().expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let dir = home.adopt(dir);
+    for n in 0..200 {
+        fs::write(dir.join(n.to_string()), vec![n as u8; 10_000]).expect("written");
+    }
+    for n in 0..200 {
+        assert!(fs::read(dir.join(n.to_string())).expect("readable") == vec![n as u8; 10_000]);
+    }
+    home.unmount(&dir);
+}

@@ -1,0 +1,315 @@
+//! Disks that fill, rot, tear and lose power, and daemons that are killed: what was acknowledged is
+//! there afterwards, and what cannot be had is an error, never zeros.
+//!
+//! tests/PROMISES.md names which promise each of these keeps.
+
+use mictlan_tests::disk::{Disk, is_root};
+use mictlan_tests::harness::{Home, program};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+
+/// Content that no compression or deduplication makes smaller, the same for the same number.
+fn content(number: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    close(file)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    // SAFETY: the descriptor is open as long as `file` lives.
+    match unsafe { libc::fsync(file.as_raw_fd()) } {
+        0 => close(file),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `close` whose answer is heard: that is what promises something.
+fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor is this function's own, and nothing uses it afterwards.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn same(path: &Path, wanted: &[u8], home: &Home) {
+    let found = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}{}", path.display(), home.log()));
+    let (name, len) = (path.display(), wanted.len());
+    assert!(found == wanted, "{name}: {} of {len} bytes came back{}", found.len(), home.log());
+}
+
+fn store(home: &Home) -> PathBuf {
+    home.path().join("home/data/networks/home/store")
+}
+
+/// The segment files of the store, the largest last.
+fn segments(home: &Home) -> Vec<PathBuf> {
+    let entries = fs::read_dir(store(home).join("segments")).expect("a store");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort_by_key(|path| path.metadata().expect("a segment").len());
+    paths
+}
+
+#[test]
+fn a_full_disk_is_told_keeps_what_it_took_and_goes_on_with_room() {
+    if !is_root("a small disk") {
+        return;
+    }
+    let home = Home::new();
+    let disk = Disk::small(&home.path().join("home/data"), "96m");
+    let dir = home.mount_with("mnt", &["-o", "deadline=5"]);
+    let mut kept = 0;
+    let why = loop {
+        match write_synced(&dir.join(kept.to_string()), &content(kept, 3 << 20)) {
+            Ok(()) => kept += 1,
+            Err(error) => break error,
+        }
+        assert!(kept < 40, "120 MiB are on a disk of 96 MiB");
+    };
+    let told = [libc::ENOSPC, libc::ETIMEDOUT];
+    assert!(told.contains(&why.raw_os_error().unwrap_or(0)), "{why}{}", home.log());
+    assert!(kept > 0, "nothing fits{}", home.log());
+    for n in 0..kept {
+        same(&dir.join(n.to_string()), &content(n, 3 << 20), &home);
+    }
+    disk.resize("400m");
+    // The store looks at its disk again by itself; a write that comes too early is told so.
+    let more = (0..20).any(|_| write_synced(&dir.join("more"), &content(99, 3 << 20)).is_ok());
+    assert!(more, "there is room, and nothing is taken{}", home.log());
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    for n in 0..kept {
+        same(&dir.join(n.to_string()), &content(n, 3 << 20), &home);
+    }
+    same(&dir.join("more"), &content(99, 3 << 20), &home);
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_and_never_wrong_bytes() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let wanted = content(1, 6 << 20);
+    write_synced(&dir.join("large"), &wanted).expect("written");
+    write_synced(&dir.join("small"), b"still here").expect("written");
+    home.unmount(&dir);
+    let path = segments(&home).pop().expect("a segment");
+    let mut bytes = fs::read(&path).expect("a segment");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).expect("a writable segment");
+    let dir = home.mount_with("mnt", &["-o", "deadline=5"]);
+    let error = fs::read(dir.join("large")).expect_err("a copy that is damaged is not returned");
+    let told = [libc::EIO, libc::ETIMEDOUT];
+    assert!(told.contains(&error.raw_os_error().unwrap_or(0)), "{error}{}", home.log());
+    assert!(home.log().contains("chunk"), "the log names the chunk{}", home.log());
+    same(&dir.join("small"), b"still here", &home);
+    // All the rest of the file is right: what stands before the damage is read as it was.
+    let mut start = vec![0; 4096];
+    io::Read::read_exact(&mut File::open(dir.join("large")).expect("opens"), &mut start)
+        .expect("the first bytes are whole");
+    assert_eq!(start, wanted[..4096]);
+}
+
+#[test]
+fn a_torn_tail_of_a_segment_costs_nothing_acknowledged() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    write_synced(&dir.join("file"), &content(2, 2 << 20)).expect("written");
+    home.unmount(&dir);
+    for path in segments(&home) {
+        let mut segment = File::options().append(true).open(path).expect("a segment");
+        // What a crash in the middle of a frame leaves: its beginning, and then nothing.
+        segment.write_all(b"MCTF").expect("appended");
+        segment.write_all(&content(3, 70_001)).expect("appended");
+    }
+    let dir = home.mount("mnt");
+    same(&dir.join("file"), &content(2, 2 << 20), &home);
+    write_synced(&dir.join("next"), &content(4, 2 << 20)).expect("written");
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    same(&dir.join("file"), &content(2, 2 << 20), &home);
+    same(&dir.join("next"), &content(4, 2 << 20), &home);
+}
+
+#[test]
+fn a_segment_that_was_cut_off_gives_whole_files_or_errors() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    for n in 0..4 {
+        write_synced(&dir.join(n.to_string()), &content(n, 2 << 20)).expect("written");
+    }
+    home.unmount(&dir);
+    let path = segments(&home).pop().expect("a segment");
+    let len = path.metadata().expect("a segment").len();
+    let segment = File::options().write(true).open(path).expect("a segment");
+    segment.set_len(len - (3 << 20)).expect("cut");
+    let dir = home.empty("mnt");
+    let text = dir.to_str().expect("a plain path");
+    let output = home.run(&["mount", "-o", "deadline=5", text]);
+    if !output.status.success() {
+        // The newest tree nodes may be among what is lost: then the mount says so and is none.
+        assert!(!output.stderr.is_empty(), "a refusal without a word");
+        return;
+    }
+    let dir = home.adopt(dir);
+    let mut lost = 0;
+    for n in 0..4 {
+        match fs::read(dir.join(n.to_string())) {
+            Ok(bytes) => assert!(bytes == content(n, 2 << 20), "file {n} is not what it was"),
+            Err(_) => lost += 1,
+        }
+    }
+    assert!(lost > 0, "3 MiB were cut off and nothing is missing");
+}
+
+#[test]
+fn a_store_without_its_index_builds_it_again() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    write_synced(&dir.join("file"), &content(5, 3 << 20)).expect("written");
+    home.unmount(&dir);
+    fs::remove_dir_all(store(&home).join("index")).expect("there was one");
+    let dir = home.mount("mnt");
+    same(&dir.join("file"), &content(5, 3 << 20), &home);
+    assert!(store(&home).join("index").exists(), "and it is there again");
+}
+
+#[test]
+fn names_of_any_bytes_come_back() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let names: Vec<Vec<u8>> =
+        vec![vec![0xff, 0xfe, b'x'], vec![0x80; 255], b"new\nline".to_vec(), b"-o\t*".to_vec()];
+    let path = |name: &[u8], dir: &Path| dir.join(std::ffi::OsStr::from_bytes(name));
+    for name in &names {
+        write(&path(name, &dir), name).expect("any byte but NUL and '/'");
+    }
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    let mut found: Vec<Vec<u8>> = fs::read_dir(&dir)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().as_bytes().to_vec())
+        .filter(|name| name != b"ledger")
+        .collect();
+    found.sort();
+    let mut wanted = names.clone();
+    wanted.sort();
+    assert_eq!(found, wanted);
+    for name in &names {
+        same(&path(name, &dir), name, &home);
+    }
+}
+
+#[test]
+fn after_a_power_cut_what_was_fsynced_is_whole() {
+    if !is_root("a disk whose power is cut") {
+        return;
+    }
+    let home = Home::new();
+    let disk = Disk::with_power(&home.path().join("home"), &home.path().join("disk.img"));
+    for round in 0..3u64 {
+        let dir = home.mount("mnt");
+        for old in 0..round * 4 {
+            same(&dir.join(old.to_string()), &content(old, 700_000), &home);
+        }
+        for n in round * 4..round * 4 + 4 {
+            write_synced(&dir.join(n.to_string()), &content(n, 700_000)).expect("written");
+        }
+        // Not asked for by an fsync: may be gone, and must not be in the way.
+        write(&dir.join("unsynced"), &content(round, 300_000)).expect("written");
+        disk.cut_power();
+        home.kill_daemon(&dir);
+        home.forget(&dir);
+        disk.power_again();
+    }
+    let dir = home.mount("mnt");
+    for n in 0..12 {
+        same(&dir.join(n.to_string()), &content(n, 700_000), &home);
+    }
+    home.unmount(&dir);
+}
+
+#[test]
+fn the_store_alone_survives_power_cuts_and_full_disks() {
+    if !is_root("disks that fail") {
+        return;
+    }
+    let driver = program().with_file_name("store-driver");
+    let script = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/store/faults.sh"));
+    let output = Command::new("bash").arg(script).arg(driver).arg("2").output().expect("bash");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", said(&output.stdout), said(&output.stderr));
+}
+
+/// MICTLAN_SEED and MICTLAN_ROUNDS make it another, or a longer one.
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Writes and closes files until the daemon is gone; says each that was closed.
+fn write_until_it_ends(
+    dir: &Path,
+    from: u64,
+    sizes: &[usize],
+    closed: &mpsc::Sender<(u64, usize)>,
+) {
+    for n in from.. {
+        let len = sizes[n as usize % sizes.len()];
+        if write(&dir.join(n.to_string()), &content(n, len)).is_err() {
+            return;
+        }
+        if closed.send((n, len)).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn killing_the_daemon_at_any_moment_loses_no_closed_file() {
+    // Below and above what goes into the journal whole, streams of several chunks, and an empty one.
+    const SIZES: [usize; 7] = [100, 40_000, 3 << 20, 700_000, 0, 9 << 20, 1 << 20];
+    let (seed, rounds) = (setting("MICTLAN_SEED", 1), setting("MICTLAN_ROUNDS", 8));
+    let home = Home::new();
+    let mut next = 0;
+    let mut kept: Vec<(u64, usize)> = Vec::new();
+    for round in 0..rounds {
+        let dir = home.mount("mnt");
+        for (n, len) in &kept {
+            let path = dir.join(n.to_string());
+            let found = fs::read(&path);
+            let found = found.unwrap_or_else(|e| panic!("{e}: {}{}", path.display(), home.log()));
+            assert!(
+                found == content(*n, *len),
+                "seed {seed}, round {round}: file {n} was closed with {len} bytes and has {}{}",
+                found.len(),
+                home.log()
+            );
+            // Only the files of the last round can still be in the journal alone.
+            fs::remove_file(&path).expect("removable");
+        }
+        kept.clear();
+        let (closed, heard) = mpsc::channel();
+        let until = 1 + content(seed << 32 | round, 1)[0] as usize % 12;
+        std::thread::scope(|scope| {
+            let dir = &dir;
+            scope.spawn(move || write_until_it_ends(dir, next, &SIZES, &closed));
+            kept.extend(heard.iter().take(until));
+            home.kill_daemon(dir);
+        });
+        kept.extend(heard.iter());
+        next = kept.last().map_or(next, |(n, _)| n + 2);
+    }
+}
