@@ -24,6 +24,8 @@ pub enum CliError {
     #[error("{0}")]
     Link(#[from] crate::link::LinkError),
     #[error("{0}")]
+    Ledger(#[from] crate::ledger::LedgerError),
+    #[error("{0}")]
     Disk(#[from] crate::store::durable::DiskError),
     #[error("{0}")]
     Mount(#[from] mictlan_mount::session::MountError),

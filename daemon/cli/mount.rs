@@ -9,6 +9,7 @@ use super::error::CliError;
 use super::{background, log, runtime};
 use crate::chunks::{Chunks, Placement};
 use crate::host;
+use crate::ledger::{Ledger, LedgerTree, fetch};
 use crate::volume::{Stale, Start, Volume};
 use clap::Args;
 use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
@@ -16,6 +17,7 @@ use mictlan::cluster::place::Copies;
 use mictlan::id::{Label, PeerId};
 use mictlan::meta::error::FsError;
 use mictlan::wire::PeerInfo;
+use mictlan_mount::graft::Graft;
 use mictlan_mount::options::Options;
 use mictlan_mount::session::{self, INodeNo, Mounted};
 use std::collections::BTreeMap;
@@ -141,7 +143,8 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     let (volume, stale) = open(&connected, wanted.volume.clone(), wanted.options.clone()).await?;
     let source = format!("{}:{}", connected.name, wanted.volume);
     let runtime = tokio::runtime::Handle::current();
-    let mounted = session::mount(volume.clone(), dir, &source, &wanted.options, runtime)?;
+    let grafted = Arc::new(graft(&connected, &volume, &wanted.options)?);
+    let mounted = session::mount(grafted, dir, &source, &wanted.options, runtime)?;
     forget_what_is_stale(&mounted, stale);
     if waited_for {
         let log = log_file(&connected)?;
@@ -150,6 +153,21 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     let code = until_the_end(&connected, &volume, mounted).await?;
     connected.close().await;
     Ok(code)
+}
+
+/// The volume with the verified ledger below it.
+fn graft(
+    connected: &Connected,
+    volume: &Arc<Volume>,
+    options: &Options,
+) -> Result<Graft<Volume, LedgerTree>, CliError> {
+    let state = connected.paths.state.join("networks").join(connected.name.as_str());
+    crate::store::durable::create_dir(&state, 0o700)?;
+    let fetch = fetch::from_network(connected.network.clone());
+    let ledger = Ledger::open(connected.id, &state, fetch)?;
+    let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let tree = Arc::new(LedgerTree(ledger));
+    Ok(Graft::new(volume.clone(), tree, options.no_ledger, owner))
 }
 
 /// Where a mount in the background says what it has to say.
