@@ -19,6 +19,7 @@ use mictlan::id::{Label, NetworkId, PeerId, PrincipalId};
 use mictlan::ledger::record::Origin;
 use mictlan::seal::Principal;
 use mictlan::wire::{Answer, PeerInfo, Query};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -26,6 +27,8 @@ use zeroize::Zeroizing;
 /// The name of the network and key that are made for who has none.
 const HOME: &str = "home";
 const DEFAULT_KEY: &str = "default";
+/// A file in the directory of a network that is still being founded: nothing in it is anybody's.
+const UNFINISHED: &str = "unfinished";
 pub const DEFAULT_VOLUME: &str = "main";
 /// How long a command waits for a voter.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -184,7 +187,7 @@ impl Connected {
     }
 }
 
-fn public_path(paths: &Paths, key: &Label) -> std::path::PathBuf {
+fn public_path(paths: &Paths, key: &Label) -> PathBuf {
     paths.keys().join(format!("{key}.pub"))
 }
 
@@ -247,12 +250,7 @@ pub async fn found(
         metrics: Serve::default_metrics(),
     };
     let configured = Configured { id, serve: Some(serve.clone()), peers: Vec::new() };
-    // A network that was begun and never written into the configuration is nobody's.
-    let dir = paths.network(name);
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(|error| CliError::Io(dir.clone(), error))?;
-    }
-    durable::create_dir(&dir, 0o700)?;
+    let marker = begin_dir(paths, name)?;
     let begun = here::Options {
         paths: paths.clone(),
         name: name.clone(),
@@ -280,8 +278,26 @@ pub async fn found(
     config.key.get_or_insert(key);
     config.network.get_or_insert(name.clone());
     config.networks.insert(name.clone(), configured);
+    durable::remove_file(&marker)?; // crash here: a whole network, which is refused, not removed
     config.save(&paths.config_file())?;
     Ok(here)
+}
+
+/// Makes the directory of a new network and marks it as unfinished. One that is there already and
+/// has no mark may be somebody's only copy, whose configuration was lost: it is never removed.
+fn begin_dir(paths: &Paths, name: &Label) -> Result<PathBuf, CliError> {
+    let dir = paths.network(name);
+    let marker = dir.join(UNFINISHED);
+    let is_used = std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
+    if is_used && !marker.exists() {
+        return Err(CliError::Orphaned { dir, config: paths.config_file() });
+    }
+    if is_used {
+        std::fs::remove_dir_all(&dir).map_err(|error| CliError::Io(dir.clone(), error))?;
+    }
+    durable::create_dir(&dir, 0o700)?;
+    durable::replace_file(&marker, 0o600, b"")?;
+    Ok(marker)
 }
 
 pub fn make_or_load(paths: &Paths, name: &Label) -> Result<Principal, CliError> {

@@ -2,6 +2,7 @@
 //! code.
 
 use crate::network::CallError;
+use mictlan::meta::error::FsError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -59,6 +60,20 @@ pub enum CliError {
     OtherAnswer,
     #[error("{0}")]
     Usage(String),
+    #[error("{path}: {error}; what was done before it is committed, and nothing else changed")]
+    Volume { path: String, error: FsError },
+    #[error(
+        "not everything could be committed ({0}); it is in this host's journal, and the next \
+         mount or put of the volume with the same key commits it"
+    )]
+    NotCommitted(FsError),
+    #[error("interrupted; whole files only were kept: the same command again does the rest")]
+    Interrupted,
+    #[error(
+        "{} has a network that the configuration does not name, and it may be the only copy: move \
+         it away, or restore {}; nothing was changed", .dir.display(), .config.display()
+    )]
+    Orphaned { dir: PathBuf, config: PathBuf },
 }
 
 impl CliError {
@@ -73,6 +88,11 @@ impl CliError {
             CliError::Open(_) => 7,
             CliError::Here(_) => 8,
             CliError::Join(_) | CliError::Invite(_) => 9,
+            CliError::Volume { .. } => 10,
+            CliError::NotCommitted(_) => 11,
+            CliError::Orphaned { .. } => 3,
+            // As shells say it of whom SIGINT ended.
+            CliError::Interrupted => 130,
             _ => 1,
         })
     }
