@@ -2,8 +2,10 @@
 
 use mictlan_tests::harness::{Home, assert_same_tree, wait_until};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 
 /// A real tree: this project's own core.
 fn tree() -> &'static Path {
@@ -54,4 +56,46 @@ fn sigterm_commits_everything_and_unmounts() {
     assert!(!dir.join("file").exists(), "the directory is no mount any more");
     let dir = home.mount("mnt");
     assert_eq!(fs::read(dir.join("file")).expect("readable"), b"content");
+}
+
+#[test]
+fn each_of_two_closes_at_once_waits_for_the_chunks() {
+    // Two descriptors of one open file, as a child that is started meanwhile has: whichever close
+    // returns first has promised that the bytes are there.
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    for round in 0..8 {
+        let path = dir.join(format!("file-{round}"));
+        let mut file = fs::File::create(&path).expect("created");
+        let other = file.try_clone().expect("a second descriptor");
+        file.write_all(&noise(round, 9 << 20)).expect("written");
+        let (closed, first) = mpsc::channel();
+        let closers = [file, other].map(|file| {
+            let closed = closed.clone();
+            std::thread::spawn(move || {
+                drop(file);
+                closed.send(())
+            })
+        });
+        first.recv().expect("one of them closes");
+        home.kill_daemon(&dir);
+        for closer in closers {
+            // The one that was still waiting hears that the daemon is gone.
+            let _ = closer.join().expect("no panic");
+        }
+        home.mount("mnt");
+        let back = fs::read(&path).expect("readable");
+        assert!(back == noise(round, 9 << 20), "{} bytes came back{}", back.len(), home.log());
+    }
+}
+
+/// Bytes that neither compress nor repeat, the same for the same seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed * 2 + 1;
+    let word = |_| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    (0..len).map(word).collect()
 }

@@ -128,20 +128,18 @@ impl Volume {
         Ok(())
     }
 
-    /// Waits until every chunk of the file that was sealed is on its peers.
+    /// Waits until every chunk of the file that was sealed is on its peers. Several descriptors may
+    /// be closed at once, and each waits for all of them.
     async fn wait_for_chunks(&self, file: &OpenFile) -> Result<(), FsError> {
-        let puts = std::mem::take(&mut file.data().puts);
+        let puts = file.data().puts.clone();
         for put in &puts {
-            let durable = match timeout(self.options.deadline, put.durable()).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(_)) => Err(FsError::Io),
-                Err(_) => Err(not_durable(put)),
-            };
-            if let Err(error) = durable {
-                file.data().puts.extend(puts);
-                return Err(error);
+            match timeout(self.options.deadline, put.durable()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => return Err(FsError::Io),
+                Err(_) => return Err(not_durable(put)),
             }
         }
+        file.data().puts.retain(|put| !put.is_durable());
         Ok(())
     }
 
