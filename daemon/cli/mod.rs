@@ -5,6 +5,7 @@
 pub mod background;
 pub mod connect;
 pub mod error;
+mod files;
 pub mod ledger;
 mod members;
 mod mount;
@@ -40,6 +41,14 @@ enum Verb {
     Invite(peers::InviteArgs),
     /// Join a network with the code of an invite.
     Join(peers::JoinArgs),
+    /// Copy files and directories into a volume, without a mount.
+    Put(files::PutArgs),
+    /// Copy files and directories out of a volume, without a mount.
+    Get(files::GetArgs),
+    /// List a directory of a volume, without a mount.
+    Ls(files::LsArgs),
+    /// Remove files and directories of a volume, without a mount.
+    Rm(files::RmArgs),
 }
 
 /// Runs the program; called as `mount.mictlan` it mounts.
@@ -55,6 +64,10 @@ pub fn run() -> ExitCode {
             Verb::Umount(args) => mount::umount(args),
             Verb::Invite(args) => peers::invite(args),
             Verb::Join(args) => peers::join(args),
+            Verb::Put(args) => files::put(args),
+            Verb::Get(args) => files::get(args),
+            Verb::Ls(args) => files::ls(args),
+            Verb::Rm(args) => files::rm(args),
         },
     };
     done.unwrap_or_else(|error| {
@@ -68,14 +81,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)
 }
 
-/// Lines for whoever runs it: on standard error, by MICTLAN_LOG (default: warnings).
+/// Lines for whoever runs it: on standard error, by MICTLAN_LOG (default: warnings). The ordering
+/// engine calls its own orderly end an error.
 fn log(default: &str) {
+    use std::io::IsTerminal;
     let filter = tracing_subscriber::EnvFilter::try_from_env("MICTLAN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},openraft=off")));
     // A second start in one process (tests) keeps the first one's.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init();
 }

@@ -1,0 +1,213 @@
+//! `mictlan get`: files and directories out of a volume.
+//!
+//! Owns: what is copied to where on this machine.
+//! Invariant: a local name appears, or is replaced, with its whole content.
+
+use super::place::Place;
+use super::progress::Progress;
+use super::{BLOCK_BYTES, Copied, Interrupt, Open, Who, at, below};
+use crate::cli::error::CliError;
+use crate::cli::runtime;
+use crate::store::durable;
+use clap::Args;
+use mictlan::meta::error::FsError;
+use mictlan::meta::inode::{FileKind, Inode};
+use mictlan_mount::vfs::{Attr, OpenHow, Vfs};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, FileTimes, Permissions};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+#[derive(Args)]
+pub struct GetArgs {
+    /// [[NETWORK:]VOLUME:]/PATH, all of one volume. Modes, times and links are kept.
+    #[arg(required = true, value_name = "SRC")]
+    sources: Vec<OsString>,
+    /// A directory that exists, or the new name of a single source.
+    dest: PathBuf,
+    #[command(flatten)]
+    who: Who,
+}
+
+pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
+    let places: Result<Vec<Place>, _> =
+        args.sources.iter().map(|source| Place::parse(source)).collect();
+    let places = places?;
+    let first = &places[0];
+    if let Some(other) = places.iter().find(|place| !place.same_volume(first)) {
+        let text = format!("{first} and {other} are in two volumes; get them one after the other");
+        return Err(CliError::Usage(text));
+    }
+    if !args.dest.is_dir() && places.len() > 1 {
+        let text = format!("{} is no directory; make it first", args.dest.display());
+        return Err(CliError::Usage(text));
+    }
+    runtime()?.block_on(async {
+        let open = Open::volume(first, &args.who, true).await?;
+        let progress = Progress::new(0, args.who.json);
+        let interrupt = Interrupt::watch();
+        let mut get = Get { open: &open, progress, interrupt, copied: Copied::default() };
+        let mut done = Ok(());
+        for place in &places {
+            done = get.tree(place, &args.dest).await;
+            if done.is_err() {
+                break;
+            }
+        }
+        let Get { copied, progress, .. } = get;
+        drop(progress);
+        open.finish(done).await?;
+        copied.say(args.who.json, "got");
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+struct Get<'a> {
+    open: &'a Open,
+    progress: Progress,
+    interrupt: Interrupt,
+    copied: Copied,
+}
+
+/// A thing of the volume and where it goes.
+struct Step {
+    attr: Attr,
+    to: PathBuf,
+    /// For people.
+    from: String,
+}
+
+impl Get<'_> {
+    async fn tree(&mut self, place: &Place, dest: &Path) -> Result<(), CliError> {
+        let found = self.open.find(&place.path).await.map_err(at(place))?;
+        let attr = found.ok_or_else(|| at(place)(FsError::NotFound))?;
+        let to = match place.split() {
+            Some((_, name)) if dest.is_dir() => dest.join(OsStr::from_bytes(name.as_bytes())),
+            _ => dest.to_owned(),
+        };
+        if attr.inode.kind == FileKind::File {
+            self.progress.more(attr.inode.size);
+        }
+        let mut open = vec![Step { attr, to, from: place.to_string() }];
+        let mut dirs: Vec<(PathBuf, Inode)> = Vec::new();
+        while let Some(step) = open.pop() {
+            self.interrupt.check()?;
+            match step.attr.inode.kind {
+                FileKind::Dir => {
+                    self.directory(&step, &mut open).await?;
+                    dirs.push((step.to, step.attr.inode));
+                }
+                FileKind::Symlink => self.link(&step).await?,
+                FileKind::File => self.file(&step).await?,
+                _ => self.copied.skipped.push(step.from),
+            }
+        }
+        for (dir, inode) in dirs.into_iter().rev() {
+            let times = File::open(&dir).and_then(|file| keep(&file, &inode));
+            times.map_err(|why| CliError::Io(dir, why))?;
+        }
+        Ok(())
+    }
+
+    async fn directory(&mut self, step: &Step, open: &mut Vec<Step>) -> Result<(), CliError> {
+        let made = std::fs::create_dir(&step.to);
+        match made {
+            Ok(()) => self.copied.dirs += 1,
+            Err(_) if step.to.is_dir() => {}
+            Err(why) => return Err(CliError::Io(step.to.clone(), why)),
+        }
+        let mut cookie = 0;
+        loop {
+            let page = self.open.page(step.attr.ino, cookie).await.map_err(at(&step.from))?;
+            let Some(last) = page.last() else { return Ok(()) };
+            cookie = last.cookie;
+            for listed in page {
+                if matches!(&*listed.name, b"." | b"..") {
+                    continue;
+                }
+                let Some(attr) = listed.attr else { continue };
+                if attr.inode.kind == FileKind::File {
+                    self.progress.more(attr.inode.size);
+                }
+                let to = step.to.join(OsStr::from_bytes(&listed.name));
+                open.push(Step { attr, to, from: below(&step.from, &listed.name) });
+            }
+        }
+    }
+
+    async fn link(&mut self, step: &Step) -> Result<(), CliError> {
+        let target = self.open.volume.clone().readlink(step.attr.ino).await;
+        let target = target.map_err(at(&step.from))?;
+        let failed = |why| CliError::Io(step.to.clone(), why);
+        let beside = beside(&step.to)?;
+        std::os::unix::fs::symlink(OsStr::from_bytes(&target), &beside).map_err(failed)?;
+        durable::rename(&beside, &step.to)?;
+        self.copied.links += 1;
+        Ok(())
+    }
+
+    async fn file(&mut self, step: &Step) -> Result<(), CliError> {
+        self.progress.now_at(&step.from);
+        let beside = beside(&step.to)?;
+        let done = self.bytes(step, &beside).await;
+        if done.is_err() {
+            // What is not whole does not stay.
+            let _ = std::fs::remove_file(&beside);
+        }
+        done?;
+        durable::rename(&beside, &step.to)?;
+        self.copied.files += 1;
+        Ok(())
+    }
+
+    async fn bytes(&mut self, step: &Step, beside: &Path) -> Result<(), CliError> {
+        let failed = |why| CliError::Io(step.to.clone(), why);
+        let mut to = File::options().write(true).create_new(true).open(beside).map_err(failed)?;
+        let (volume, ino) = (self.open.volume.clone(), step.attr.ino);
+        let how = OpenHow { read: true, ..OpenHow::default() };
+        let opened = volume.clone().open(self.open.who, ino, how).await;
+        let handle = opened.map_err(at(&step.from))?.handle;
+        let mut offset = 0;
+        loop {
+            self.interrupt.check()?;
+            let read = volume.clone().read(ino, handle, offset, BLOCK_BYTES as u32).await;
+            let bytes = read.map_err(at(&step.from))?;
+            if bytes.is_empty() {
+                break;
+            }
+            to.write_all(&bytes).map_err(failed)?;
+            offset += bytes.len() as u64;
+            self.copied.bytes += bytes.len() as u64;
+            self.progress.moved(bytes.len());
+        }
+        volume.release(ino, handle).await.map_err(at(&step.from))?;
+        keep(&to, &step.attr.inode).map_err(failed)
+    }
+}
+
+/// Mode and times of the volume's inode.
+fn keep(file: &File, inode: &Inode) -> std::io::Result<()> {
+    file.set_permissions(Permissions::from_mode(inode.mode))?;
+    let time = |stamp: mictlan::meta::inode::Stamp| {
+        let secs = Duration::new(stamp.secs.unsigned_abs(), 0);
+        let nanos = Duration::from_nanos(stamp.nanos.into());
+        let base = match stamp.secs >= 0 {
+            true => SystemTime::UNIX_EPOCH.checked_add(secs),
+            false => SystemTime::UNIX_EPOCH.checked_sub(secs),
+        };
+        base.and_then(|base| base.checked_add(nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
+    };
+    let times = FileTimes::new().set_modified(time(inode.mtime)).set_accessed(time(inode.atime));
+    file.set_times(times)
+}
+
+/// A name beside `to`, for what is not whole yet.
+fn beside(to: &Path) -> Result<PathBuf, CliError> {
+    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let name = format!(".mictlan-get-{}", crate::host::ulid());
+    Ok(dir.unwrap_or(Path::new(".")).join(name))
+}

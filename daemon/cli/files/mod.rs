@@ -1,0 +1,169 @@
+//! `put`, `get`, `ls` and `rm`: a volume without a mount.
+//!
+//! Owns: the volume as a command has it open, and its end.
+//! Never: has a rule of the filesystem; each verb asks the same questions as the kernel does.
+//! Invariant: a verb that ends well has committed all that it changed; one that is interrupted has
+//! committed whole files only.
+
+mod get;
+mod list;
+mod place;
+mod progress;
+mod put;
+mod remove;
+
+pub use get::{GetArgs, get};
+pub use list::{LsArgs, ls};
+pub use put::{PutArgs, put};
+pub use remove::{RmArgs, rm};
+
+use super::connect::{self, Connected, label};
+use super::error::CliError;
+use super::{log, mount};
+use crate::volume::Volume;
+use mictlan::id::{Ino, Name};
+use mictlan::meta::error::FsError;
+use mictlan_mount::options::Options;
+use mictlan_mount::vfs::{Attr, Caller, Found, Listed, Vfs};
+use place::Place;
+use std::sync::Arc;
+
+/// Names asked for at a time.
+const PAGE: usize = 1024;
+/// Bytes moved at a time; a chunk is about as large.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Who works on a volume, as every one of these verbs is told.
+#[derive(clap::Args)]
+pub struct Who {
+    /// The key file to use; by default the configured one.
+    #[arg(long)]
+    key: Option<String>,
+    /// Print what was done as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A volume, open for one command.
+struct Open {
+    connected: Connected,
+    volume: Arc<Volume>,
+    who: Caller,
+}
+
+impl Open {
+    /// `read_only` takes no session, so nobody has to give way to it.
+    async fn volume(place: &Place, who: &Who, read_only: bool) -> Result<Self, CliError> {
+        log("warn");
+        let key = who.key.as_deref().map(label).transpose()?;
+        let connected = connect::connect(place.network.as_ref(), key.as_ref()).await?;
+        let options = Options { read_only, ..Options::default() };
+        let opened = mount::open(&connected, place.volume.clone(), options).await;
+        let (volume, stale) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                connected.close().await;
+                return Err(error);
+            }
+        };
+        drop(stale); // nothing here remembers what others may change
+        let uid = rustix::process::geteuid().as_raw();
+        let gid = rustix::process::getegid().as_raw();
+        Ok(Self { connected, volume, who: Caller { uid, gid, pid: std::process::id() } })
+    }
+
+    /// Everything done so far is committed; then the session ends, whatever the command came to.
+    async fn finish<T>(self, done: Result<T, CliError>) -> Result<T, CliError> {
+        let ended = self.volume.end().await;
+        self.connected.close().await;
+        let done = done?;
+        ended.map_err(CliError::NotCommitted)?;
+        Ok(done)
+    }
+
+    async fn lookup(&self, dir: Ino, name: &Name) -> Result<Option<Attr>, FsError> {
+        match self.volume.clone().lookup(self.who, dir, name.clone()).await? {
+            Found::Here { attr, .. } => Ok(Some(attr)),
+            Found::Nothing { .. } => Ok(None),
+        }
+    }
+
+    /// What is at `path`; links on the way are not followed. `None`: nothing.
+    async fn find(&self, path: &[Name]) -> Result<Option<Attr>, FsError> {
+        let mut attr = self.volume.clone().getattr(Ino::ROOT, None).await?;
+        for name in path {
+            match self.lookup(attr.ino, name).await? {
+                Some(next) => attr = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(attr))
+    }
+
+    /// One page of a directory after `cookie`.
+    async fn page(&self, dir: Ino, cookie: u64) -> Result<Vec<Listed>, FsError> {
+        self.volume.clone().list(dir, cookie, PAGE, true).await
+    }
+}
+
+/// `error` at a path of the volume, said with what it leaves.
+fn at(place: impl ToString) -> impl FnOnce(FsError) -> CliError {
+    let path = place.to_string();
+    move |error| CliError::Volume { path, error }
+}
+
+/// A path for people, below another.
+fn below(dir: &str, name: &[u8]) -> String {
+    let name = String::from_utf8_lossy(name);
+    match dir.ends_with('/') {
+        true => format!("{dir}{name}"),
+        false => format!("{dir}/{name}"),
+    }
+}
+
+/// What a copy came to.
+#[derive(Default)]
+struct Copied {
+    files: u64,
+    dirs: u64,
+    links: u64,
+    bytes: u64,
+    /// Sockets, pipes and devices, which are no content.
+    skipped: Vec<String>,
+}
+
+impl Copied {
+    fn say(&self, json: bool, verb: &str) {
+        for path in &self.skipped {
+            eprintln!("mictlan: {path}: not a file, directory or link; it was left out");
+        }
+        if json {
+            let said = serde_json::json!({
+                "files": self.files, "directories": self.dirs, "links": self.links,
+                "bytes": self.bytes, "skipped": self.skipped,
+            });
+            println!("{said}");
+        } else {
+            let Copied { files, dirs, links, bytes, .. } = self;
+            println!("{verb} {files} files, {dirs} directories, {links} links, {bytes} bytes");
+        }
+    }
+}
+
+/// Ctrl-C, asked for between two steps.
+struct Interrupt(tokio::task::JoinHandle<()>);
+
+impl Interrupt {
+    fn watch() -> Self {
+        Self(tokio::spawn(async {
+            // Without a handler the default one ends the process, which the journal survives.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }))
+    }
+
+    fn check(&self) -> Result<(), CliError> {
+        if self.0.is_finished() { Err(CliError::Interrupted) } else { Ok(()) }
+    }
+}

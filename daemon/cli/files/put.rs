@@ -1,0 +1,285 @@
+//! `mictlan put`: files and directories into a volume.
+//!
+//! Owns: what is copied from where, and under which name.
+//! Invariant: a name appears, or is replaced, with its whole content: a file is written under
+//! another name beside it and renamed when all its bytes are there.
+
+use super::place::Place;
+use super::progress::Progress;
+use super::{BLOCK_BYTES, Copied, Interrupt, Open, Who, at, below};
+use crate::cli::error::CliError;
+use crate::cli::runtime;
+use crate::host;
+use bytes::Bytes;
+use clap::Args;
+use mictlan::id::{Ino, Name};
+use mictlan::meta::error::FsError;
+use mictlan::meta::inode::{FileKind, MODE_MASK, Stamp};
+use mictlan_mount::vfs::{Found, Make, OpenHow, RenameHow, SetAttr, SetTime, Vfs, WriteAt};
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Args)]
+pub struct PutArgs {
+    /// Files and directories of this machine. Modes, times and links are kept; owners, extended
+    /// attributes and hard links between files are not: mount the volume for those.
+    #[arg(required = true, value_name = "FILE|DIR")]
+    sources: Vec<PathBuf>,
+    /// [[NETWORK:]VOLUME:]/PATH: a directory that exists, or the new name of a single source.
+    dest: std::ffi::OsString,
+    #[command(flatten)]
+    who: Who,
+}
+
+pub fn put(args: PutArgs) -> Result<ExitCode, CliError> {
+    let place = Place::parse(&args.dest)?;
+    // Mistakes in the sources come before anything is opened.
+    for source in &args.sources {
+        source.symlink_metadata().map_err(|why| CliError::Io(source.clone(), why))?;
+    }
+    runtime()?.block_on(async {
+        let total = args.sources.iter().map(|source| bytes_below(source)).sum();
+        let open = Open::volume(&place, &args.who, false).await?;
+        let progress = Progress::new(total, args.who.json);
+        let interrupt = Interrupt::watch();
+        let mut put = Put { open: &open, progress, interrupt, copied: Copied::default() };
+        let done = put.all(&args.sources, &place).await;
+        put.progress.committing();
+        let Put { copied, progress, .. } = put;
+        let done = open.finish(done).await;
+        drop(progress);
+        done?;
+        copied.say(args.who.json, "put");
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// What there is to move. What cannot be read is reported when it is copied.
+fn bytes_below(path: &Path) -> u64 {
+    match path.symlink_metadata() {
+        Ok(meta) if meta.is_file() => meta.len(),
+        Ok(meta) if meta.is_dir() => std::fs::read_dir(path)
+            .map(|entries| entries.flatten().map(|entry| bytes_below(&entry.path())).sum())
+            .unwrap_or(0),
+        _ => 0,
+    }
+}
+
+struct Put<'a> {
+    open: &'a Open,
+    progress: Progress,
+    interrupt: Interrupt,
+    copied: Copied,
+}
+
+/// A local thing and where it goes.
+struct Step {
+    from: PathBuf,
+    dir: Ino,
+    name: Name,
+    /// For people.
+    to: String,
+}
+
+impl Put<'_> {
+    async fn all(&mut self, sources: &[PathBuf], place: &Place) -> Result<(), CliError> {
+        let there = self.open.find(&place.path).await.map_err(at(place))?;
+        let dir = there.filter(|attr| attr.inode.kind == FileKind::Dir);
+        if dir.is_none() && (place.is_dir || sources.len() > 1) {
+            let path = place.to_string();
+            return Err(CliError::Volume { path, error: FsError::NotDir });
+        }
+        for source in sources {
+            let step = match (&dir, place.split()) {
+                (Some(dir), _) => {
+                    let name = own_name(source)?;
+                    let to = below(&place.to_string(), name.as_bytes());
+                    Step { from: source.clone(), dir: dir.ino, name, to }
+                }
+                (None, Some((parent, name))) => {
+                    let parent = self.open.find(parent).await.map_err(at(place))?;
+                    let missing = || at(place)(FsError::NotFound);
+                    let dir = parent.ok_or_else(missing)?.ino;
+                    let (name, to) = (name.clone(), place.to_string());
+                    Step { from: source.clone(), dir, name, to }
+                }
+                (None, None) => unreachable!("the root is a directory"),
+            };
+            self.tree(step).await?;
+        }
+        Ok(())
+    }
+
+    /// One source with all that is below it. Directories get their times last, when nothing is
+    /// made in them any more.
+    async fn tree(&mut self, step: Step) -> Result<(), CliError> {
+        let mut open = vec![step];
+        let mut dirs: Vec<(Ino, Metadata, String)> = Vec::new();
+        while let Some(step) = open.pop() {
+            self.interrupt.check()?;
+            let failed = |why| CliError::Io(step.from.clone(), why);
+            let meta = step.from.symlink_metadata().map_err(failed)?;
+            if meta.is_dir() {
+                let ino = self.directory(&step, &meta).await?;
+                for entry in std::fs::read_dir(&step.from).map_err(failed)? {
+                    let from = entry.map_err(failed)?.path();
+                    let name = own_name(&from)?;
+                    let to = below(&step.to, name.as_bytes());
+                    open.push(Step { from, dir: ino, name, to });
+                }
+                dirs.push((ino, meta, step.to));
+            } else if meta.is_symlink() {
+                self.link(&step).await?;
+            } else if meta.is_file() {
+                self.file(&step, &meta).await?;
+            } else {
+                self.copied.skipped.push(step.from.display().to_string());
+            }
+        }
+        for (ino, meta, to) in dirs.into_iter().rev() {
+            self.attributes(ino, &meta).await.map_err(at(to))?;
+        }
+        Ok(())
+    }
+
+    async fn directory(&mut self, step: &Step, meta: &Metadata) -> Result<Ino, CliError> {
+        let there = self.open.lookup(step.dir, &step.name).await.map_err(at(&step.to))?;
+        match there {
+            Some(attr) if attr.inode.kind == FileKind::Dir => return Ok(attr.ino),
+            Some(_) => return Err(at(&step.to)(FsError::NotDir)),
+            None => {}
+        }
+        // Writable for its maker until its own mode is set at the end.
+        let make = make(FileKind::Dir, meta.mode() | 0o700, Vec::new());
+        let ino = self.make(step.dir, step.name.clone(), make).await.map_err(at(&step.to))?;
+        self.copied.dirs += 1;
+        Ok(ino)
+    }
+
+    async fn make(&self, dir: Ino, name: Name, make: Make) -> Result<Ino, FsError> {
+        match self.open.volume.clone().make(self.open.who, dir, name, make).await? {
+            Found::Here { attr, .. } => Ok(attr.ino),
+            Found::Nothing { .. } => Err(FsError::Stale), // somebody removed it at once
+        }
+    }
+
+    async fn link(&mut self, step: &Step) -> Result<(), CliError> {
+        let failed = |why| CliError::Io(step.from.clone(), why);
+        let target = std::fs::read_link(&step.from).map_err(failed)?;
+        let make = make(FileKind::Symlink, 0o777, target.as_os_str().as_bytes().to_vec());
+        let beside = beside();
+        self.make(step.dir, beside.clone(), make).await.map_err(at(&step.to))?;
+        self.take_place(step, beside).await?;
+        self.copied.links += 1;
+        Ok(())
+    }
+
+    async fn file(&mut self, step: &Step, meta: &Metadata) -> Result<(), CliError> {
+        self.progress.now_at(&step.to);
+        let from = File::open(&step.from).map_err(|why| CliError::Io(step.from.clone(), why))?;
+        let (volume, who) = (self.open.volume.clone(), self.open.who);
+        let beside = beside();
+        let how = OpenHow { write: true, ..OpenHow::default() };
+        let made = make(FileKind::File, meta.mode(), Vec::new());
+        let created = volume.clone().create(who, step.dir, beside.clone(), made, how, true);
+        let (attr, _, opened) = created.await.map_err(at(&step.to))?;
+        let (ino, handle) = (attr.ino, opened.handle);
+        let mut done = self.bytes(step, from, ino, handle).await;
+        if done.is_ok() {
+            done = self.attributes(ino, meta).await.map_err(at(&step.to));
+        }
+        if done.is_ok() {
+            done = volume.clone().flush(ino, handle).await.map_err(at(&step.to));
+        }
+        let released = volume.clone().release(ino, handle).await;
+        let done = done.and(released.map_err(at(&step.to)));
+        if let Err(error) = done {
+            // What is not whole does not stay; if even this fails, its name says what it is.
+            let _ = volume.unlink(who, step.dir, beside).await;
+            return Err(error);
+        }
+        self.take_place(step, beside).await?;
+        self.copied.files += 1;
+        Ok(())
+    }
+
+    async fn bytes(
+        &mut self,
+        step: &Step,
+        mut from: File,
+        ino: Ino,
+        handle: u64,
+    ) -> Result<(), CliError> {
+        let mut offset = 0;
+        loop {
+            self.interrupt.check()?;
+            let mut block = vec![0; BLOCK_BYTES];
+            let n = from.read(&mut block).map_err(|why| CliError::Io(step.from.clone(), why))?;
+            if n == 0 {
+                return Ok(());
+            }
+            block.truncate(n);
+            let data = Bytes::from(block);
+            let write = WriteAt { offset, append: false, kill_privileges: false, data };
+            let written = self.open.volume.clone().write(self.open.who, ino, handle, write).await;
+            written.map_err(at(&step.to))?;
+            offset += n as u64;
+            self.copied.bytes += n as u64;
+            self.progress.moved(n);
+        }
+    }
+
+    /// The finished thing gets its name; what had it is gone.
+    async fn take_place(&self, step: &Step, beside: Name) -> Result<(), CliError> {
+        let volume = self.open.volume.clone();
+        let (from, to) = ((step.dir, beside), (step.dir, step.name.clone()));
+        let renamed = volume.clone().rename(self.open.who, from.clone(), to, RenameHow::Replace);
+        if let Err(error) = renamed.await {
+            let _ = volume.unlink(self.open.who, from.0, from.1).await;
+            return Err(at(&step.to)(error));
+        }
+        Ok(())
+    }
+
+    async fn attributes(&self, ino: Ino, meta: &Metadata) -> Result<(), FsError> {
+        let stamp = |secs, nanos: i64| {
+            let nanos = u32::try_from(nanos).unwrap_or(0);
+            Some(SetTime::At(Stamp { secs, nanos }))
+        };
+        let set = SetAttr {
+            mode: Some(meta.mode() & MODE_MASK),
+            mtime: stamp(meta.mtime(), meta.mtime_nsec()),
+            atime: stamp(meta.atime(), meta.atime_nsec()),
+            ..SetAttr::default()
+        };
+        self.open.volume.clone().setattr(self.open.who, ino, None, set).await?;
+        Ok(())
+    }
+}
+
+fn make(kind: FileKind, mode: u32, target: Vec<u8>) -> Make {
+    Make { kind, mode: mode & MODE_MASK, umask: 0, rdev: 0, target: target.into() }
+}
+
+/// A name that nobody else makes, for what is not whole yet.
+fn beside() -> Name {
+    let name = format!(".mictlan-put-{}", host::ulid());
+    Name::parse(name.as_bytes()).expect("a prefix and a ULID are a name")
+}
+
+/// The name that a local path has in its directory.
+fn own_name(path: &Path) -> Result<Name, CliError> {
+    let whole = path.canonicalize();
+    let name = path.file_name().map(|name| name.to_owned()).or_else(|| {
+        let whole = whole.ok()?; // such as `.`, which has its name only when resolved
+        whole.file_name().map(|name| name.to_owned())
+    });
+    let parsed = name.and_then(|name| Name::parse(name.as_bytes()).ok());
+    parsed.ok_or_else(|| {
+        CliError::Usage(format!("{} has no name to be put under; give one in DEST", path.display()))
+    })
+}
