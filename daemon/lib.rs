@@ -10,6 +10,7 @@ pub mod http;
 pub mod identity;
 pub mod ledger;
 pub mod link;
+pub mod metrics;
 pub mod network;
 pub mod peer;
 pub mod sequencer;

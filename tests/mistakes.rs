@@ -1,4 +1,4 @@
-//! What bad input gets: an error that says what happened, why, and what to type; its exit code;
+//! What mistakes at the verbs get, and what `status` says of a network: an error that says what happened, why, and what to type; its exit code;
 //! and nothing lost.
 
 use mictlan_tests::harness::Home;
@@ -17,27 +17,6 @@ fn refused(home: &Home, arguments: &[&str], code: i32, parts: &[&str]) {
     for part in parts {
         assert!(said.contains(part), "{arguments:?} does not say {part:?}: {said}");
     }
-}
-
-#[test]
-fn a_directory_that_cannot_be_mounted_on_is_said() {
-    let home = Home::new();
-    let missing = home.path().join("missing");
-    refused(&home, &["mount", text(&missing)], 6, &["no such directory", "mkdir -p"]);
-    let full = home.empty("full");
-    fs::write(full.join("file"), b"x").expect("written");
-    refused(&home, &["mount", text(&full)], 6, &["is not empty", "choose an empty directory"]);
-    assert_eq!(fs::read(full.join("file")).expect("still there"), b"x");
-    let dir = home.mount("mnt");
-    refused(&home, &["mount", text(&dir)], 6, &["mount that works already", "mictlan umount"]);
-}
-
-#[test]
-fn an_unknown_option_gets_the_nearest_right_one() {
-    let home = Home::new();
-    let dir = home.empty("mnt");
-    let arguments = ["mount", "-o", "memroy=1G", text(&dir)];
-    refused(&home, &arguments, 2, &["memroy", "did you mean \"memory\"?"]);
 }
 
 #[test]
@@ -73,7 +52,7 @@ fn a_network_that_no_configuration_names_is_never_removed() {
 }
 
 #[test]
-fn a_key_that_is_missing_unreadable_or_anothers_is_said() {
+fn a_key_that_is_missing_or_open_to_others_is_said() {
     let home = Home::new();
     home.ok(&["init"]);
     refused(&home, &["ls", "--key", "nobody"], 4, &["there is no key", "nobody"]);
@@ -81,14 +60,67 @@ fn a_key_that_is_missing_unreadable_or_anothers_is_said() {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("a chmod");
     refused(&home, &["ls"], 4, &["can be read by others", "chmod 600"]);
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a chmod");
-    let whole = fs::read_to_string(&key).expect("readable");
-    fs::write(&key, &whole[..whole.len() / 2]).expect("written");
-    refused(&home, &["ls"], 4, &["is not a key file"]);
 }
 
 #[test]
-fn a_garbled_invite_is_said() {
+fn status_says_what_works_and_what_to_type_next() {
     let home = Home::new();
-    refused(&home, &["join", "hello"], 9, &["not an invite code"]);
+    refused(&home, &["status"], 3, &["mictlan init", "mictlan join CODE"]);
+    home.ok(&["init"]);
+    let said = home.ok(&["status"]);
+    for part in ["home: works", "1 of 1 answer", "[few-peers]", "next: mictlan invite"] {
+        assert!(said.contains(part), "no {part:?}: {said}");
+    }
+    assert!(home.ok(&["peer", "ls", "--json"]).contains("\"answers\": true"));
+    assert!(home.ok(&["df"]).contains("each byte kept 1 times"));
+    let dir = home.mount("mnt");
+    let said = home.ok(&["status", text(&dir)]);
+    for part in ["works, inside its mount", "[in-mount]", "home:main on "] {
+        assert!(said.contains(part), "no {part:?}: {said}");
+    }
+    home.kill_daemon(&dir);
+    let output = home.run(&["status"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("[journal-waits]"), "{said}");
+    assert_eq!(output.status.code(), Some(12), "{said}");
+}
+
+#[test]
+fn status_of_a_network_whose_peers_are_silent_says_so_soon() {
+    let home = Home::new();
+    home.ok(&["init", "--listen", "127.0.0.1:1"]);
+    let output = home.run(&["status"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    for part in ["[no-quorum]", "nothing acknowledged is lost", "[peer-silent]", "mictlan serve"] {
+        assert!(said.contains(part), "no {part:?}: {said}");
+    }
+}
+
+#[test]
+fn volumes_keys_and_members_are_made_and_listed() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    home.ok(&["volume", "make", "photos", "--replicas", "1"]);
+    refused(&home, &["volume", "make", "photos"], 2, &["already", "nothing was made"]);
+    assert!(home.ok(&["volume", "ls"]).contains("photos"));
+    let file = home.path().join("file");
+    fs::write(&file, b"x").expect("written");
+    home.ok(&["put", text(&file), "photos:/"]);
+    assert_eq!(home.ok(&["ls", "photos:/"]), "file\n");
+    home.ok(&["key", "new", "alice"]);
+    refused(&home, &["key", "new", "alice"], 4, &["never overwritten"]);
+    assert!(home.ok(&["key", "ls"]).contains("alice"));
+    assert!(home.ok(&["member", "ls", "--volume", "photos"]).contains("default"));
+    refused(&home, &["member", "add", "bob"], 2, &["bob", "nothing was changed", "mictlan invite"]);
+}
+
+#[test]
+fn the_manual_page_is_the_one_of_these_verbs() {
+    let home = Home::new();
+    let packaged = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/mictlan.1"));
+    let packaged = fs::read_to_string(packaged).expect("the page");
+    let advice = "it is old; run: mictlan man > packaging/mictlan.1";
+    assert!(home.ok(&["man"]) == packaged, "{advice}");
+    assert!(packaged.contains(".SH EXIT STATUS"));
 }

@@ -2,15 +2,18 @@
 //!
 //! Owns: verbs, their arguments, what they print and their exit codes.
 
+mod admin;
 pub mod background;
 pub mod connect;
 pub mod error;
 mod files;
 pub mod ledger;
+mod manual;
 mod members;
 mod mount;
 mod peers;
 mod serve;
+mod status;
 
 use clap::{Parser, Subcommand};
 use error::CliError;
@@ -49,6 +52,27 @@ enum Verb {
     Ls(files::LsArgs),
     /// Remove files and directories of a volume, without a mount.
     Rm(files::RmArgs),
+    /// Say whether the network works, what does not, and what to type next.
+    Status(status::StatusArgs),
+    /// Peers of the network.
+    #[command(subcommand)]
+    Peer(status::PeerVerb),
+    /// Say how much room the stores have.
+    Df(status::Which),
+    /// Volumes of the network.
+    #[command(subcommand)]
+    Volume(admin::VolumeVerb),
+    /// Who may work in a volume.
+    #[command(subcommand)]
+    Member(admin::MemberVerb),
+    /// Keys of this user.
+    #[command(subcommand)]
+    Key(admin::KeyVerb),
+    /// Print a script that completes these verbs in a shell.
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page.
+    #[command(hide = true)]
+    Man,
 }
 
 /// Runs the program; called as `mount.mictlan` it mounts.
@@ -68,6 +92,14 @@ pub fn run() -> ExitCode {
             Verb::Get(args) => files::get(args),
             Verb::Ls(args) => files::ls(args),
             Verb::Rm(args) => files::rm(args),
+            Verb::Status(args) => status::status(args),
+            Verb::Peer(verb) => status::peer(verb),
+            Verb::Df(which) => status::df(which),
+            Verb::Volume(verb) => admin::volume(verb),
+            Verb::Member(verb) => admin::member(verb),
+            Verb::Key(verb) => admin::key(verb),
+            Verb::Completions { shell } => manual::completions(shell),
+            Verb::Man => manual::man(),
         },
     };
     done.unwrap_or_else(|error| {

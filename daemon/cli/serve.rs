@@ -103,6 +103,10 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     if changed {
         config.save(&file)?;
     }
+    // Several peers on one machine share the default address; the first has it.
+    if let Err(error) = crate::metrics::serve(&serve.metrics, &here).await {
+        tracing::warn!(%error, "this peer has no metrics and no health page");
+    }
     let address = serve.listen.clone().unwrap_or_default();
     super::peers::announce(&paths, &name, &configured, &serve, &here).await?;
     tracing::info!(network = %name, peer = %PeerId(serve.id), %address, "serving");

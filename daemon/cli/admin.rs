@@ -1,0 +1,264 @@
+//! `mictlan volume`, `member` and `key`: who may work where, with which secrets.
+//!
+//! Owns: the records that these verbs order, and the order in which they do.
+//! Invariant: a member is granted a role before the secrets are wrapped for it, so that secrets
+//! are never with somebody whose role was refused.
+
+use super::connect::{self, Connected, label};
+use super::error::CliError;
+use super::status::{self, Which};
+use super::{log, members, peers, runtime};
+use crate::config::Paths;
+use crate::founding::{Author, COPIES};
+use crate::identity::keyfile;
+use crate::volume::roster;
+use clap::Subcommand;
+use mictlan::id::{Label, VolumeId};
+use mictlan::ledger::record::body::Role;
+use mictlan::wire::{Answer, Query};
+use serde_json::json;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const COPIES_MAX: u32 = 16;
+
+#[derive(Subcommand)]
+pub enum VolumeVerb {
+    /// List the volumes.
+    Ls(Which),
+    /// Make a volume; its secrets are this key's alone until members are added.
+    Make {
+        name: String,
+        /// On how many peers each chunk is kept.
+        #[arg(long, default_value_t = COPIES)]
+        replicas: u32,
+        #[arg(long)]
+        network: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum MemberVerb {
+    /// List who has which role in a volume.
+    Ls {
+        #[arg(long, default_value = connect::DEFAULT_VOLUME)]
+        volume: String,
+        #[arg(long)]
+        network: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give somebody who has joined the network a role in a volume, and its secrets.
+    Add {
+        name: String,
+        /// owner, writer, reader or auditor
+        #[arg(long, default_value = "writer")]
+        role: String,
+        #[arg(long, default_value = connect::DEFAULT_VOLUME)]
+        volume: String,
+        #[arg(long)]
+        network: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum KeyVerb {
+    /// Make a key; its file is NAME, what others may see is NAME.pub.
+    New {
+        name: String,
+        /// Ask for a passphrase that protects the file.
+        #[arg(long)]
+        passphrase: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the keys of this user.
+    Ls {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn volume(verb: VolumeVerb) -> Result<ExitCode, CliError> {
+    let (name, replicas, network, as_json) = match verb {
+        VolumeVerb::Ls(which) => return status::volumes(which),
+        VolumeVerb::Make { name, replicas, network, json } => (name, replicas, network, json),
+    };
+    if !(1..=COPIES_MAX).contains(&replicas) {
+        let text = format!("--replicas is 1 to {COPIES_MAX}, not {replicas}");
+        return Err(CliError::Usage(text));
+    }
+    let name = label(&name)?;
+    connected(network, async |connected| {
+        let there = volumes(connected).await?;
+        if there.iter().any(|(known, _)| *known == name) {
+            let text = format!("there is a volume {name} already; nothing was made");
+            return Err(CliError::Usage(text));
+        }
+        let (actor, link) = peers::author_of(connected).await?;
+        let origin = connected.origin();
+        let author = Author { link: &link, origin, actor, principal: &connected.principal };
+        let id = author.volume(&name, replicas).await?;
+        match as_json {
+            true => println!("{}", json!({ "volume": name, "id": id.to_string() })),
+            false => {
+                println!("volume {name} {id}");
+                println!("next   mictlan mount {}:{name} DIR", connected.name);
+            }
+        }
+        Ok(())
+    })
+}
+
+pub fn member(verb: MemberVerb) -> Result<ExitCode, CliError> {
+    match verb {
+        MemberVerb::Ls { volume, network, json: as_json } => {
+            let volume = label(&volume)?;
+            connected(network, async |connected| list(connected, &volume, as_json).await)
+        }
+        MemberVerb::Add { name, role, volume, network, json: as_json } => {
+            let (name, volume, parsed) = (label(&name)?, label(&volume)?, parse_role(&role)?);
+            connected(network, async |connected| {
+                add(connected, &name, parsed, &volume).await?;
+                match as_json {
+                    true => println!("{}", json!({ "member": name, "role": role })),
+                    false => println!("{name} is {role} of {volume}"),
+                }
+                Ok(())
+            })
+        }
+    }
+}
+
+async fn list(connected: &Connected, volume: &Label, as_json: bool) -> Result<(), CliError> {
+    let id = volume_id(connected, volume).await?;
+    let Answer::Members(found) = connected.network.query(Query::Members(id), DEADLINE).await?
+    else {
+        return Err(CliError::OtherAnswer);
+    };
+    for member in found {
+        let role = format!("{:?}", member.role).to_lowercase();
+        let (name, key) = (member.name, hex::encode(member.principal.0));
+        match as_json {
+            true => println!("{}", json!({ "member": name, "role": role, "key": key })),
+            false => println!("{name:<20} {role:<8} {key}"),
+        }
+    }
+    Ok(())
+}
+
+async fn add(
+    connected: &Connected,
+    name: &Label,
+    role: Role,
+    volume: &Label,
+) -> Result<(), CliError> {
+    let id = volume_id(connected, volume).await?;
+    let (roster, _) = roster(&connected.network, DEADLINE).await?;
+    let keys = roster.keys_of(name.as_str()).map_err(|error| {
+        CliError::Usage(format!("{error}; nothing was changed; to let somebody in: mictlan invite"))
+    })?;
+    let ring = members::ring(connected, id).await?;
+    let ring = if role == Role::Auditor { ring.without_data() } else { ring };
+    let (actor, link) = peers::author_of(connected).await?;
+    let origin = connected.origin();
+    let author = Author { link: &link, origin, actor, principal: &connected.principal };
+    author.grant(name, role, Some(id)).await?;
+    author.wrap(id, &ring, name, keys.agreement).await?;
+    Ok(())
+}
+
+pub fn key(verb: KeyVerb) -> Result<ExitCode, CliError> {
+    let keys = Paths::of_process()?.keys();
+    match verb {
+        KeyVerb::New { name, passphrase, json: as_json } => {
+            let name = label(&name)?;
+            let passphrase = if passphrase { Some(ask_twice()?) } else { None };
+            let made = keyfile::generate(&keys, &name, passphrase.as_ref().map(|p| p.as_str()))?;
+            let id = hex::encode(made.id().0);
+            match as_json {
+                true => println!("{}", json!({ "name": name, "key": id })),
+                false => println!("key {name} {id} in {}", keys.display()),
+            }
+        }
+        KeyVerb::Ls { json: as_json } => {
+            let mut files: Vec<_> = std::fs::read_dir(&keys)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .filter(|path| path.extension().is_some_and(|end| end == "pub"))
+                .collect();
+            files.sort();
+            for file in files {
+                let (name, public) = keyfile::load_public(&file)?;
+                let id = hex::encode(public.signing.0);
+                match as_json {
+                    true => println!("{}", json!({ "name": name, "key": id })),
+                    false => println!("{name:<24} {id}"),
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask_twice() -> Result<zeroize::Zeroizing<String>, CliError> {
+    let ask = |prompt: &str| {
+        rpassword::prompt_password(prompt).map(zeroize::Zeroizing::new).map_err(CliError::Runtime)
+    };
+    let first = ask("passphrase: ")?;
+    match *first == *ask("the same again: ")? {
+        true => Ok(first),
+        false => Err(CliError::Usage("the two differ; no key was made".to_owned())),
+    }
+}
+
+/// Runs `act` on the network and ends it in order, whatever it came to.
+fn connected(
+    network: Option<String>,
+    act: impl AsyncFnOnce(&Connected) -> Result<(), CliError>,
+) -> Result<ExitCode, CliError> {
+    log("warn");
+    let network = network.as_deref().map(label).transpose()?;
+    runtime()?.block_on(async {
+        let connected = connect::connect(network.as_ref(), None).await?;
+        let done = act(&connected).await;
+        connected.close().await;
+        done.map(|()| ExitCode::SUCCESS)
+    })
+}
+
+async fn volumes(connected: &Connected) -> Result<Vec<(Label, VolumeId)>, CliError> {
+    let answer = connected.network.query(Query::Volumes, DEADLINE).await?;
+    let Answer::Volumes(volumes) = answer else { return Err(CliError::OtherAnswer) };
+    Ok(volumes.into_iter().map(|volume| (volume.name, volume.id)).collect())
+}
+
+async fn volume_id(connected: &Connected, name: &Label) -> Result<VolumeId, CliError> {
+    let volumes = volumes(connected).await?;
+    let found = volumes.iter().find(|(known, _)| known == name).map(|(_, id)| *id);
+    found.ok_or_else(|| {
+        let there: Vec<&str> = volumes.iter().map(|(name, _)| name.as_str()).collect();
+        let there = there.join(", ");
+        CliError::Usage(format!("no volume {name} in this network; there are: {there}"))
+    })
+}
+
+fn parse_role(text: &str) -> Result<Role, CliError> {
+    Ok(match text {
+        "owner" => Role::Owner,
+        "writer" => Role::Writer,
+        "reader" => Role::Reader,
+        "auditor" => Role::Auditor,
+        other => {
+            let text = format!("--role is owner, writer, reader or auditor, not {other:?}");
+            return Err(CliError::Usage(text));
+        }
+    })
+}

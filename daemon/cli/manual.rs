@@ -1,0 +1,83 @@
+//! `mictlan completions` and the manual page, both made from the verbs themselves.
+
+use super::error::CliError;
+use clap::CommandFactory;
+use clap_complete::Shell;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// In the order of their numbers. `error` and `status` choose them.
+const EXIT_CODES: [(u8, &str); 15] = [
+    (0, "It is done; of a change: committed."),
+    (1, "It failed; the text says what happened to the data. Of verify: something is wrong."),
+    (2, "It was typed wrongly; nothing was done."),
+    (3, "No such network is configured here, or its configuration is missing."),
+    (4, "The key is missing, unreadable or protected by another passphrase."),
+    (5, "No peer answered, or a peer refused."),
+    (6, "The directory cannot be mounted on, or the kernel refused the mount."),
+    (7, "The volume cannot be opened: it does not exist, or this key has no access."),
+    (8, "The peer on this machine cannot start, or had to stop."),
+    (9, "The invite is wrong, expired or used."),
+    (10, "The volume refused an operation on a path."),
+    (11, "Something could not be committed and waits in this host's journal."),
+    (12, "Of status: it works in part, and something needs attention."),
+    (101, "The program has an error; nothing acknowledged is lost."),
+    (130, "It was interrupted; whole files only were kept."),
+];
+
+pub fn completions(shell: Shell) -> Result<ExitCode, CliError> {
+    let mut command = super::Cli::command();
+    clap_complete::generate(shell, &mut command, "mictlan", &mut std::io::stdout());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One page with every verb, so that `man mictlan` can be searched for any of them.
+pub fn man() -> Result<ExitCode, CliError> {
+    let page = page().map_err(CliError::Runtime)?;
+    std::io::stdout().write_all(&page).map_err(CliError::Runtime)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn page() -> std::io::Result<Vec<u8>> {
+    let mut command = super::Cli::command().disable_help_subcommand(true);
+    command.build();
+    let mut page = Vec::new();
+    // The date is left out: the page changes when the program does.
+    let whole = clap_mangen::Man::new(command.clone()).date("");
+    whole.render_title(&mut page)?;
+    whole.render_name_section(&mut page)?;
+    whole.render_synopsis_section(&mut page)?;
+    whole.render_description_section(&mut page)?;
+    writeln!(page, ".SH VERBS")?;
+    verbs(&command, "mictlan", &mut page)?;
+    writeln!(page, ".SH EXIT STATUS")?;
+    for (code, means) in EXIT_CODES {
+        writeln!(page, ".TP\n.B {code}\n{means}")?;
+    }
+    Ok(page)
+}
+
+fn verbs(command: &clap::Command, name: &str, page: &mut Vec<u8>) -> std::io::Result<()> {
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        let name = format!("{name} {}", verb.get_name());
+        if verb.has_subcommands() {
+            verbs(verb, &name, page)?;
+            continue;
+        }
+        writeln!(page, ".SS {name}")?;
+        let about = verb.get_about().map(|about| about.to_string()).unwrap_or_default();
+        writeln!(page, "{}", escaped(&about))?;
+        for argument in verb.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            let help = argument.get_help().map(|help| help.to_string()).unwrap_or_default();
+            let shown = escaped(&argument.to_string());
+            writeln!(page, ".TP\n\\fB{shown}\\fR\n{}", escaped(&help))?;
+        }
+    }
+    Ok(())
+}
+
+/// roff takes a leading dot or quote for a request, and a backslash for more.
+fn escaped(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('-', "\\-");
+    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
+}

@@ -1,0 +1,291 @@
+//! `mictlan status`, `peer ls`, `volume ls` and `df`: what this host can see of a network.
+//!
+//! Owns: the verdict, the problems with their codes, and what to type next.
+//! Never: changes anything, or waits long: who does not answer within seconds is what it reports.
+//!
+//! | code | means |
+//! | --- | --- |
+//! | `no-quorum` | fewer than a majority of the voters answer: reads go on, writes wait |
+//! | `peer-silent` | a peer did not answer |
+//! | `store-out` | a peer's store takes no writes |
+//! | `store-full` | a peer's store is nearly full |
+//! | `few-peers` | a volume wants more copies than there are peers |
+//! | `unpublished` | records wait for cosignatures |
+//! | `journal-waits` | an ended mount of this host left what is not committed |
+//! | `in-mount` | the network's only peer is inside a mount, which alone can be asked |
+//! | `not-mounted` | the directory is no mount of mictlan |
+
+mod look;
+mod print;
+
+use super::connect::label;
+use super::error::CliError;
+use super::{log, runtime};
+use crate::config::{Config, Paths};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What is wrong and no more than a nuisance leaves 0; the rest has a code of its own.
+const NEEDS_ATTENTION: u8 = 12;
+const NOBODY_ANSWERS: u8 = 5;
+
+#[derive(Args)]
+pub struct StatusArgs {
+    /// A mount's directory; without it, the configured network.
+    dir: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Args)]
+pub struct Which {
+    #[arg(long)]
+    network: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum PeerVerb {
+    /// List the peers: who votes, who answers, how much room each has.
+    Ls(Which),
+}
+
+#[derive(Serialize, Default)]
+pub struct Report {
+    pub verdict: String,
+    pub network: String,
+    pub id: String,
+    pub leader: Option<u64>,
+    pub voters: usize,
+    pub voters_present: usize,
+    pub records: Option<u64>,
+    /// Records that a published checkpoint covers.
+    pub published: Option<u64>,
+    pub peers: Vec<PeerLine>,
+    pub volumes: Vec<VolumeLine>,
+    pub mounts: Vec<MountLine>,
+    pub journals: Vec<JournalLine>,
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Serialize)]
+pub struct PeerLine {
+    pub id: u64,
+    pub name: String,
+    pub addresses: Vec<String>,
+    pub voter: bool,
+    pub storage: bool,
+    pub domain: String,
+    pub answers: bool,
+    /// Why it does not.
+    pub last_word: Option<String>,
+    pub version: Option<String>,
+    pub capacity_bytes: Option<u64>,
+    pub used_bytes: Option<u64>,
+    pub chunks: Option<u64>,
+    pub out_of_service: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct VolumeLine {
+    pub name: String,
+    pub id: String,
+    pub copies: u8,
+    pub epoch: u64,
+    /// The last record that its newest snapshot root covers.
+    pub snapshot: Option<u64>,
+}
+
+#[derive(Serialize)]
+pub struct MountLine {
+    pub dir: String,
+    pub source: String,
+}
+
+#[derive(Serialize)]
+pub struct JournalLine {
+    pub dir: String,
+    pub bytes: u64,
+    /// A mount that lives has it: nothing waits that it does not commit by itself.
+    pub in_use: bool,
+}
+
+#[derive(Serialize)]
+pub struct Problem {
+    pub code: &'static str,
+    pub what: String,
+    pub next: String,
+    /// Data cannot be written, or is at risk, until something is done.
+    pub severe: bool,
+}
+
+pub fn status(args: StatusArgs) -> Result<ExitCode, CliError> {
+    let report = report(&args.which, args.dir)?;
+    print::status(&report, args.which.json);
+    Ok(code(&report))
+}
+
+pub fn peer(verb: PeerVerb) -> Result<ExitCode, CliError> {
+    let PeerVerb::Ls(which) = verb;
+    let report = report(&which, None)?;
+    print::peers(&report, which.json);
+    Ok(code(&report))
+}
+
+pub fn volumes(which: Which) -> Result<ExitCode, CliError> {
+    let report = report(&which, None)?;
+    print::volumes(&report, which.json);
+    Ok(code(&report))
+}
+
+pub fn df(which: Which) -> Result<ExitCode, CliError> {
+    let report = report(&which, None)?;
+    print::df(&report, which.json);
+    Ok(code(&report))
+}
+
+fn code(report: &Report) -> ExitCode {
+    let nobody = !report.peers.iter().any(|peer| peer.answers);
+    let in_mount = report.problems.iter().any(|problem| problem.code == "in-mount");
+    match (nobody && !in_mount, report.problems.iter().any(|problem| problem.severe)) {
+        (true, _) => ExitCode::from(NOBODY_ANSWERS),
+        (_, true) => ExitCode::from(NEEDS_ATTENTION),
+        (_, false) => ExitCode::SUCCESS,
+    }
+}
+
+fn report(which: &Which, dir: Option<PathBuf>) -> Result<Report, CliError> {
+    log("error");
+    let paths = Paths::of_process()?;
+    let config = Config::load(&paths.config_file())?;
+    let mut report = Report { mounts: look::mounts(&config), ..Report::default() };
+    let mut wanted = which.network.as_deref().map(label).transpose()?;
+    if let Some(dir) = dir {
+        let text = dir.canonicalize().unwrap_or(dir).display().to_string();
+        match report.mounts.iter().find(|mount| mount.dir == text) {
+            Some(mount) => {
+                let network = mount.source.split(':').next().unwrap_or_default();
+                wanted = Some(label(network)?);
+            }
+            None => report.problems.push(Problem {
+                code: "not-mounted",
+                what: format!("{text} is no mount of mictlan"),
+                next: format!("mictlan mount {text}"),
+                severe: true,
+            }),
+        }
+    }
+    let name = wanted.or(config.network.clone()).ok_or(CliError::NoNetwork)?;
+    let configured = config.networks.get(&name).ok_or_else(|| {
+        let there: Vec<&str> = config.networks.keys().map(|name| name.as_str()).collect();
+        CliError::UnknownNetwork { name: name.to_string(), there: there.join(", ") }
+    })?;
+    report.network = name.to_string();
+    report.id = configured.id.to_string();
+    report.journals = look::journals(&paths);
+    runtime()?.block_on(look::network(&mut report, &paths, &config, &name, configured))?;
+    report.judge();
+    Ok(report)
+}
+
+impl Report {
+    /// What the facts mean; then the verdict.
+    fn judge(&mut self) {
+        let mut found = std::mem::take(&mut self.problems);
+        let in_mount = found.iter().any(|problem| problem.code == "in-mount");
+        self.voters = self.peers.iter().filter(|peer| peer.voter).count();
+        self.voters_present = self.peers.iter().filter(|peer| peer.voter && peer.answers).count();
+        if !in_mount && self.voters_present * 2 <= self.voters {
+            let (present, voters) = (self.voters_present, self.voters);
+            found.push(Problem {
+                code: "no-quorum",
+                what: format!(
+                    "{present} of {voters} voters answer; nothing acknowledged is lost, reads go \
+                     on where copies answer, and writes wait for a majority"
+                ),
+                next: "start the silent peers: mictlan serve".to_owned(),
+                severe: true,
+            });
+        }
+        for peer in &self.peers {
+            found.extend(peer.problems(in_mount));
+        }
+        let homes = self.peers.iter().filter(|peer| peer.storage).count();
+        for volume in self.volumes.iter().filter(|volume| usize::from(volume.copies) > homes) {
+            let VolumeLine { name, copies, .. } = volume;
+            found.push(Problem {
+                code: "few-peers",
+                what: format!("volume {name} wants {copies} copies and there are {homes} peers"),
+                next: "mictlan invite, and on another machine: mictlan join CODE".to_owned(),
+                severe: false,
+            });
+        }
+        if let (Some(records), Some(published)) = (self.records, self.published)
+            && records > published
+        {
+            let waiting = records - published;
+            found.push(Problem {
+                code: "unpublished",
+                what: format!("{waiting} records wait for cosignatures; usually for a second"),
+                next: "mictlan status".to_owned(),
+                severe: false,
+            });
+        }
+        for journal in self.journals.iter().filter(|journal| !journal.in_use) {
+            let JournalLine { dir, bytes, .. } = journal;
+            found.push(Problem {
+                code: "journal-waits",
+                what: format!("{bytes} bytes of an ended mount may not be committed: {dir}"),
+                next: "mictlan mount DIR, with the same key".to_owned(),
+                severe: true,
+            });
+        }
+        self.problems = found;
+        let severe = self.problems.iter().filter(|problem| problem.severe).count();
+        self.verdict = match (severe, in_mount) {
+            (0, false) => "works".to_owned(),
+            (0, true) => "works, inside its mount".to_owned(),
+            (1, _) => "1 problem needs attention".to_owned(),
+            (n, _) => format!("{n} problems need attention"),
+        };
+    }
+}
+
+impl PeerLine {
+    fn problems(&self, in_mount: bool) -> Vec<Problem> {
+        let mut found = Vec::new();
+        let PeerLine { id, name, .. } = self;
+        if !self.answers && !in_mount {
+            let why = self.last_word.clone().unwrap_or_default();
+            found.push(Problem {
+                code: "peer-silent",
+                what: format!("peer {id} ({name}) does not answer: {why}"),
+                next: "on its machine: mictlan serve".to_owned(),
+                severe: true,
+            });
+        }
+        if let Some(why) = &self.out_of_service {
+            found.push(Problem {
+                code: "store-out",
+                what: format!("peer {id} ({name}): {why}"),
+                next: "check its disk, then start it again: mictlan serve".to_owned(),
+                severe: true,
+            });
+        }
+        if let (Some(used), Some(capacity)) = (self.used_bytes, self.capacity_bytes)
+            && used >= capacity / 20 * 19
+        {
+            found.push(Problem {
+                code: "store-full",
+                what: format!("peer {id} ({name}): {used} of {capacity} bytes are used"),
+                next: "on its machine: mictlan serve --capacity SIZE, or add a peer".to_owned(),
+                severe: true,
+            });
+        }
+        found
+    }
+}
