@@ -177,6 +177,13 @@ impl Connected {
         Origin::new(&self.name, &self.id)
     }
 
+    /// Where this host remembers the newest checkpoint that it has verified.
+    pub fn ledger_state(&self) -> Result<PathBuf, CliError> {
+        let state = self.paths.state.join("networks").join(self.name.as_str());
+        durable::create_dir(&state, 0o700)?;
+        Ok(state)
+    }
+
     /// The end of a command: a peer in this process stops in order.
     pub async fn close(self) {
         if let Some(here) = self.here

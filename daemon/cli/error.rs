@@ -38,6 +38,8 @@ pub enum CliError {
     Join(#[from] crate::identity::join::JoinError),
     #[error("{0}")]
     Invite(#[from] crate::identity::invite::InviteError),
+    #[error("{0}")]
+    LedgerVerb(#[from] super::ledger::LedgerCliError),
     #[error("{}: {}", .0.display(), .1)]
     Io(PathBuf, std::io::Error),
     #[error("{0}")]
@@ -79,6 +81,9 @@ pub enum CliError {
 impl CliError {
     /// The codes of the manual page.
     pub fn code(&self) -> ExitCode {
+        if let CliError::LedgerVerb(error) = self {
+            return error.code();
+        }
         ExitCode::from(match self {
             CliError::Usage(_) | CliError::Option(_) | CliError::BadName(_) => 2,
             CliError::NoNetwork | CliError::UnknownNetwork { .. } | CliError::NoKey => 3,

@@ -3,6 +3,7 @@
 //! Owns: verbs, their arguments, what they print and their exit codes.
 
 mod admin;
+mod audit;
 pub mod background;
 pub mod connect;
 pub mod error;
@@ -68,6 +69,9 @@ enum Verb {
     /// Keys of this user.
     #[command(subcommand)]
     Key(admin::KeyVerb),
+    /// Check the ledger, or append a note to it.
+    #[command(subcommand)]
+    Ledger(audit::LedgerVerb),
     /// Print a script that completes these verbs in a shell.
     Completions { shell: clap_complete::Shell },
     /// Print the manual page.
@@ -98,6 +102,7 @@ pub fn run() -> ExitCode {
             Verb::Volume(verb) => admin::volume(verb),
             Verb::Member(verb) => admin::member(verb),
             Verb::Key(verb) => admin::key(verb),
+            Verb::Ledger(verb) => audit::run(verb),
             Verb::Completions { shell } => manual::completions(shell),
             Verb::Man => manual::man(),
         },

@@ -161,8 +161,7 @@ fn graft(
     volume: &Arc<Volume>,
     options: &Options,
 ) -> Result<Graft<Volume, LedgerTree>, CliError> {
-    let state = connected.paths.state.join("networks").join(connected.name.as_str());
-    crate::store::durable::create_dir(&state, 0o700)?;
+    let state = connected.ledger_state()?;
     let fetch = fetch::from_network(connected.network.clone());
     let ledger = Ledger::open(connected.id, &state, fetch)?;
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
