@@ -195,6 +195,9 @@ pub struct Serve {
     pub capacity: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<Label>,
+    /// It was invited to vote and has not yet said that it does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asks_vote: bool,
     #[serde(default = "metrics")]
     pub metrics: String,
 }
@@ -312,6 +315,7 @@ mod tests {
             store: None,
             capacity: Some(1 << 40),
             domain: None,
+            asks_vote: false,
             metrics: metrics(),
         };
         let network = Network { id: NetworkId([1; 32]), serve: Some(serve), peers: vec![peer] };

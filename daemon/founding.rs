@@ -8,7 +8,7 @@
 
 use crate::host;
 use crate::identity::join::public_keys;
-use crate::link::{Link, LinkError};
+use crate::network::{CallError, Network};
 use mictlan::cluster::state::{Outcome, Submission};
 use mictlan::id::{Epoch, Label, NetworkId, PeerId, VolumeId};
 use mictlan::ledger::record::body::{
@@ -19,9 +19,12 @@ use mictlan::ledger::record::{
     Origin, Proposal, RecordError, genesis_hash, genesis_message, record_message,
 };
 use mictlan::seal::{self, EpochSecrets, KeyRing, Principal, Secret, WrapError};
+use std::time::Duration;
 
 /// How many copies a volume has unless it is told otherwise.
 pub const COPIES: u32 = 3;
+/// An election, and a second one, are over within this.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FoundingError {
@@ -30,7 +33,7 @@ pub enum FoundingError {
     #[error("{0}")]
     Wrap(#[from] WrapError),
     #[error("{0}")]
-    Link(#[from] LinkError),
+    Call(#[from] CallError),
     #[error("the {kind} record was refused: {why}")]
     Refused { kind: &'static str, why: String },
 }
@@ -84,7 +87,8 @@ fn ed25519(seed: &[u8; 32]) -> (Secret, [u8; 32]) {
 
 /// Signs records in one actor's name and has them ordered.
 pub struct Author<'a> {
-    pub link: &'a Link,
+    /// Whoever leads is asked, so it does not matter which peer is near.
+    pub network: &'a Network,
     pub origin: Origin,
     pub actor: Label,
     pub principal: &'a Principal,
@@ -95,7 +99,8 @@ impl Author<'_> {
         let kind = body.kind();
         let p = Proposal::new(self.actor.clone(), host::ulid(), body).encode()?;
         let sig = self.principal.sign(&record_message(&self.origin, &p));
-        let outcome = self.link.append(Submission { p, sig, commit: None }).await?;
+        let append = Submission { p, sig, commit: None }.into();
+        let outcome = self.network.append(&append, DEADLINE).await?;
         match outcome {
             Outcome::Refused(why) => Err(FoundingError::Refused { kind, why: why.to_string() }),
             outcome => Ok(outcome),

@@ -99,6 +99,7 @@ impl Here {
             name: options.peer_name.clone(),
             me: options.me,
             seeds: options.seeds.iter().map(|(id, key, _)| (*id, *key)).collect(),
+            voters: voters.clone(),
             alone: options.embedded,
         });
         let peer =
@@ -110,6 +111,11 @@ impl Here {
             false => open_doors(&options, &peer).await?,
         };
         Ok(Self { peer, sequencer, store, transport, doors })
+    }
+
+    /// What it offers, in GiB: its share of the placed chunks.
+    pub fn weight(&self) -> u64 {
+        (self.store.stat().space >> 30).max(1)
     }
 
     /// Ends when this peer can go on no more; the process is to exit with the reason.

@@ -33,6 +33,11 @@ impl Voters {
         Self { transport, links }
     }
 
+    /// The way to a voter, if it is known.
+    pub fn link(&self, peer: PeerId) -> Option<Link> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned()
+    }
+
     /// Who there is by now.
     pub fn know(&self, peers: &[PeerInfo]) {
         let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
@@ -51,7 +56,7 @@ impl RaftTransport for Voters {
         body: Bytes,
         within: Duration,
     ) -> BoxFuture<'static, Result<Bytes, CallError>> {
-        let link = self.links.read().unwrap_or_else(PoisonError::into_inner).get(&to).cloned();
+        let link = self.link(to);
         async move {
             let link = link.ok_or(CallError::Unreachable(to))?;
             let answer = tokio::time::timeout(within, link.raft(wire(call), body, within)).await;

@@ -3,3 +3,4 @@
 pub mod disk;
 pub mod harness;
 pub mod sample_log;
+pub mod three;

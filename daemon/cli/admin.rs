@@ -100,9 +100,9 @@ pub fn volume(verb: VolumeVerb) -> Result<ExitCode, CliError> {
             let text = format!("there is a volume {name} already; nothing was made");
             return Err(CliError::Usage(text));
         }
-        let (actor, link) = peers::author_of(connected).await?;
+        let actor = super::members::actor(connected).await?;
         let origin = connected.origin();
-        let author = Author { link: &link, origin, actor, principal: &connected.principal };
+        let author = Author { network: &connected.network, origin, actor, principal: &connected.principal };
         let id = author.volume(&name, replicas).await?;
         match as_json {
             true => println!("{}", json!({ "volume": name, "id": id.to_string() })),
@@ -165,9 +165,9 @@ async fn add(
     })?;
     let ring = members::ring(connected, id).await?;
     let ring = if role == Role::Auditor { ring.without_data() } else { ring };
-    let (actor, link) = peers::author_of(connected).await?;
+    let actor = super::members::actor(connected).await?;
     let origin = connected.origin();
-    let author = Author { link: &link, origin, actor, principal: &connected.principal };
+    let author = Author { network: &connected.network, origin, actor, principal: &connected.principal };
     author.grant(name, role, Some(id)).await?;
     author.wrap(id, &ring, name, keys.agreement).await?;
     Ok(())

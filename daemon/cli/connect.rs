@@ -38,6 +38,9 @@ pub struct Connected {
     /// The peer that runs in this process, if one does.
     pub here: Option<Arc<Here>>,
     pub network: Arc<Network>,
+    pub transport: Transport,
+    /// The peers that the configuration names, or the one on this machine.
+    pub first: Vec<(PeerId, Link)>,
     pub principal: Arc<Principal>,
     pub name: Label,
     pub id: NetworkId,
@@ -115,12 +118,14 @@ async fn connect_as(
     let connected = Connected {
         here,
         network,
+        transport,
+        first,
         principal,
         name: name.clone(),
         id: configured.id,
         paths: paths.clone(),
     };
-    connected.learn_peers(&transport, &first).await?;
+    connected.learn_peers().await?;
     Ok(connected)
 }
 
@@ -143,26 +148,8 @@ pub fn provisional(first: &[(PeerId, Link)]) -> Vec<Known> {
 }
 
 impl Connected {
-    /// Asks who there is; peers that were reached already keep their links.
-    async fn learn_peers(
-        &self,
-        transport: &Transport,
-        first: &[(PeerId, Link)],
-    ) -> Result<(), CliError> {
-        let Answer::Peers { peers, .. } = self.network.query(Query::Peers, DEADLINE).await? else {
-            return Err(CliError::OtherAnswer);
-        };
-        let known = peers.into_iter().map(|info| {
-            let near =
-                first.iter().find(|(id, link)| *id == info.id && !matches!(link, Link::Tls(_)));
-            let link = match near {
-                Some((_, link)) => link.clone(),
-                None => transport.link(info.principal, &info.addresses),
-            };
-            Known { info, link }
-        });
-        self.network.replace(known.collect());
-        Ok(())
+    pub async fn learn_peers(&self) -> Result<Vec<PeerInfo>, CliError> {
+        learn_peers(&self.network, &self.transport, &self.first).await
     }
 
     /// A link to a voter, the near one first.
@@ -192,6 +179,27 @@ impl Connected {
             here.stop().await;
         }
     }
+}
+
+/// Asks who there is. A peer of this process or machine (in `first`) keeps its short way.
+pub async fn learn_peers(
+    network: &Network,
+    transport: &Transport,
+    first: &[(PeerId, Link)],
+) -> Result<Vec<PeerInfo>, CliError> {
+    let Answer::Peers { peers, .. } = network.query(Query::Peers, DEADLINE).await? else {
+        return Err(CliError::OtherAnswer);
+    };
+    let known = peers.iter().cloned().map(|info| {
+        let near = first.iter().find(|(id, link)| *id == info.id && !matches!(link, Link::Tls(_)));
+        let link = match near {
+            Some((_, link)) => link.clone(),
+            None => transport.link(info.principal, &info.addresses),
+        };
+        Known { info, link }
+    });
+    network.replace(known.collect());
+    Ok(peers)
 }
 
 fn public_path(paths: &Paths, key: &Label) -> PathBuf {
@@ -254,6 +262,7 @@ pub async fn found(
         store: None,
         capacity: None,
         domain: None,
+        asks_vote: false,
         metrics: Serve::default_metrics(),
     };
     let configured = Configured { id, serve: Some(serve.clone()), peers: Vec::new() };
@@ -274,13 +283,14 @@ pub async fn found(
     founded.map_err(|error| CliError::Founding(error.to_string()))?;
     let caller = Caller { principal: principal.id(), local: true };
     let link = Link::Embedded(here.peer.clone(), caller);
+    let network = Network::new(provisional(&[(PeerId(1), link)]));
     let author = Author {
-        link: &link,
+        network: &network,
         origin: Origin::new(name, &id),
         actor: key.clone(),
         principal: &principal,
     };
-    author.place(1, PeerId(1), &host::machine(), 1).await?;
+    author.place(1, PeerId(1), &host::machine(), here.weight()).await?;
     author.volume(&label(DEFAULT_VOLUME)?, COPIES).await?;
     config.key.get_or_insert(key);
     config.network.get_or_insert(name.clone());

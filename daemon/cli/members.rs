@@ -4,8 +4,7 @@ use super::connect::Connected;
 use super::error::CliError;
 use crate::founding::Author;
 use crate::identity::invite::Invite;
-use crate::identity::join::Entered;
-use crate::link::Link;
+use crate::network::Network;
 use crate::volume::roster;
 use mictlan::id::{Label, VolumeId};
 use mictlan::ledger::record::Origin;
@@ -50,28 +49,19 @@ fn opened(
 /// A newcomer wraps what waits for the invite's key for its own: the invite's secret is worth
 /// nothing afterwards.
 pub async fn take_over(
-    entered: &Entered,
+    network: &Network,
     invite: &Invite,
     name: &Label,
     principal: &Principal,
 ) -> Result<(), CliError> {
-    let network = network_of(&entered.link);
-    let (roster, wraps) = roster(&network, DEADLINE).await?;
+    let (roster, wraps) = roster(network, DEADLINE).await?;
     let origin = roster.origin();
     let waiting: Vec<VolumeId> =
         wraps.iter().filter(|wrap| wrap.member == invite.actor()).map(|wrap| wrap.volume).collect();
-    let author =
-        Author { link: &entered.link, origin: origin.clone(), actor: name.clone(), principal };
+    let author = Author { network, origin: origin.clone(), actor: name.clone(), principal };
     for volume in waiting {
         let ring = opened(&wraps, &origin, volume, &invite.actor(), &invite.principal())?;
         author.wrap(volume, &ring, name, principal.public().agreement).await?;
     }
     Ok(())
-}
-
-fn network_of(link: &Link) -> crate::network::Network {
-    crate::network::Network::new(super::connect::provisional(&[(
-        mictlan::id::PeerId(0),
-        link.clone(),
-    )]))
 }

@@ -3,6 +3,7 @@
 //! Owns: verbs, their arguments, what they print and their exit codes.
 
 mod admin;
+mod announce;
 mod audit;
 pub mod background;
 pub mod connect;
@@ -13,6 +14,7 @@ mod manual;
 mod members;
 mod mount;
 mod peers;
+mod placing;
 mod serve;
 mod status;
 

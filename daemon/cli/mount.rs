@@ -6,21 +6,17 @@
 
 use super::connect::{self, Connected, DEFAULT_VOLUME};
 use super::error::CliError;
+use super::placing::Placing;
 use super::{background, log, runtime};
-use crate::chunks::{Chunks, Placement};
-use crate::host;
+use crate::chunks::Chunks;
 use crate::ledger::{Ledger, LedgerTree, fetch};
 use crate::volume::{Stale, Start, Volume};
 use clap::Args;
-use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
-use mictlan::cluster::place::Copies;
-use mictlan::id::{Label, PeerId};
+use mictlan::id::Label;
 use mictlan::meta::error::FsError;
-use mictlan::wire::PeerInfo;
 use mictlan_mount::graft::Graft;
 use mictlan_mount::options::Options;
 use mictlan_mount::session::{self, INodeNo, Mounted};
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -28,7 +24,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 #[derive(Args)]
 pub struct MountArgs {
@@ -182,10 +178,10 @@ pub async fn open(
     volume: Label,
     options: Options,
 ) -> Result<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>), CliError> {
-    let peers = connected.network.peers();
-    let infos: Vec<PeerInfo> = peers.iter().map(|known| known.info.clone()).collect();
     let cache_bytes = options.memory_bytes / 4;
-    let chunks = Chunks::new(connected.network.clone(), placement(&infos)?, cache_bytes);
+    let placing = Placing::of(connected, volume.clone());
+    let chunks = Chunks::new(connected.network.clone(), placing.now().await?, cache_bytes);
+    let network_changed = Arc::new(Notify::new());
     let start = Start {
         network: connected.network.clone(),
         chunks: chunks.clone(),
@@ -193,26 +189,12 @@ pub async fn open(
         principal: connected.principal.clone(),
         options,
         journals: connected.paths.state.join("journals"),
+        network_changed: network_changed.clone(),
     };
     let opened = Volume::open(start).await?;
-    tokio::spawn(chunks.watch());
+    tokio::spawn(chunks.clone().watch());
+    tokio::spawn(placing.follow(chunks, network_changed));
     Ok(opened)
-}
-
-/// Where chunks go, as the ledger's layout says.
-fn placement(peers: &[PeerInfo]) -> Result<Placement, CliError> {
-    let bad = |domain: &str| CliError::BadName(domain.to_owned());
-    let mut put = BTreeMap::new();
-    for peer in peers.iter().filter(|peer| peer.storage && peer.weight > 0) {
-        let domain = Label::parse(&peer.domain).ok_or_else(|| bad(&peer.domain))?;
-        put.insert(peer.id, Member { weight: Weight(peer.weight), domain });
-    }
-    let delta = Delta { put, remove: Vec::<PeerId>::new() };
-    let layout =
-        Layout::new().change(1, &delta).map_err(|error| CliError::Usage(error.to_string()))?;
-    let voters = peers.iter().filter(|peer| peer.voter).count();
-    let copies = Copies::new(3).expect("three is above zero");
-    Ok(Placement { layout, copies, voters, own: host::machine() })
 }
 
 /// Tells the kernel what others changed, from a thread that serves no request of its own.

@@ -1,25 +1,24 @@
-//! `mictlan invite`, `mictlan join`, and what a peer says of itself when it starts.
+//! `mictlan invite` and `mictlan join`.
 
 use super::connect::{self, Connected, label};
 use super::error::CliError;
 use super::{log, runtime};
 use crate::config::{Config, KnownPeer, Network as Configured, Paths, Serve};
 use crate::founding::Author;
-use crate::here::Here;
 use crate::host;
 use crate::http::tls;
 use crate::http::transport::Transport;
 use crate::identity::invite::Invite;
-use crate::identity::join::{self, public_keys};
+use crate::identity::join::{self, Entered, public_keys};
 use crate::link::Link;
-use crate::peer::Caller;
+use crate::network::{Known, Network};
 use clap::Args;
 use mictlan::id::{Label, PeerId, TimeMs};
 use mictlan::ledger::record::body::{
     Body, Invite as InviteTerms, Peer, PeerState, Principal as Introduced, Role, principal_message,
 };
 use mictlan::ledger::record::{Origin, time};
-use mictlan::wire::{Answer, Query};
+use mictlan::wire::{Answer, PeerInfo, Query};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +78,10 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
     let network = args.network.as_deref().map(label).transpose()?;
     let connected = connect::connect(network.as_ref(), None).await?;
     let peers = connected.network.peers();
-    let reachable = peers.iter().find(|known| known.info.voter && !known.info.addresses.is_empty());
+    let listens = |known: &&Known| known.info.voter && !known.info.addresses.is_empty();
+    // The near one, which is known to answer; a newcomer is told of the others by it.
+    let near = peers.iter().find(|known| !matches!(known.link, Link::Tls(_)));
+    let reachable = near.filter(listens).or_else(|| peers.iter().find(listens));
     let peer = reachable.ok_or_else(|| {
         CliError::Usage(
             "no peer of this network listens yet; start this machine's: mictlan serve --listen \
@@ -99,9 +101,12 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
         role,
         voter,
     };
-    let (actor, link) = author_of(&connected).await?;
-    let author =
-        Author { link: &link, origin: connected.origin(), actor, principal: &connected.principal };
+    let author = Author {
+        network: &connected.network,
+        origin: connected.origin(),
+        actor: super::members::actor(&connected).await?,
+        principal: &connected.principal,
+    };
     let volume = match role {
         Role::Storage => None,
         _ => Some(volume_id(&connected, &label(&args.volume)?).await?),
@@ -152,11 +157,12 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
     let transport = Transport::new(principal.clone())?;
     let entered = join::join(&transport, &invite, name.clone(), host::now()).await?;
     let network = entered.name.clone();
+    let links = network_of(&transport, &entered);
     let peers: Vec<KnownPeer> = entered
         .joined
         .peers
         .iter()
-        .filter(|peer| peer.voter && !peer.addresses.is_empty())
+        .filter(|peer| !peer.addresses.is_empty())
         .map(|peer| KnownPeer {
             id: peer.id.0,
             key: peer.principal,
@@ -170,7 +176,7 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
     });
     configured.peers = peers;
     if storage {
-        let id = register(&entered.link, &invite, &args, &name, &principal, &entered).await?;
+        let id = register(&links, &args, &name, &principal, &entered).await?;
         configured.serve = Some(Serve {
             id: id.0,
             name: name.clone(),
@@ -179,10 +185,11 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
             store: None,
             capacity: None,
             domain: None,
+            asks_vote: invite.voter,
             metrics: Serve::default_metrics(),
         });
     } else {
-        super::members::take_over(&entered, &invite, &name, &principal).await?;
+        super::members::take_over(&links, &invite, &name, &principal).await?;
         config.key.get_or_insert(key);
     }
     config.network.get_or_insert(network.clone());
@@ -193,14 +200,24 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A newcomer's `net.peer`: from now on it is a peer, and a voter if its invite says so.
+/// Those whom the inviting peer named; it may not be the one that leads.
+fn network_of(transport: &Transport, entered: &Entered) -> Network {
+    let known = |info: &PeerInfo| Known {
+        info: info.clone(),
+        link: transport.link(info.principal, &info.addresses),
+    };
+    let listens = |info: &&PeerInfo| !info.addresses.is_empty();
+    Network::new(entered.joined.peers.iter().filter(listens).map(known).collect())
+}
+
+/// A newcomer's `net.peer`. It does not vote before it has the ledger: until then a quorum that
+/// counted it would publish nothing.
 async fn register(
-    link: &Link,
-    invite: &Invite,
+    network: &Network,
     args: &JoinArgs,
     name: &Label,
     principal: &Arc<mictlan::seal::Principal>,
-    entered: &join::Entered,
+    entered: &Entered,
 ) -> Result<PeerId, CliError> {
     let Some(listen) = &args.listen else {
         return Err(CliError::Usage(
@@ -209,7 +226,7 @@ async fn register(
                 .to_owned(),
         ));
     };
-    let Answer::Peers { peers, .. } = link.query(Query::Peers).await? else {
+    let Answer::Peers { peers, .. } = network.query(Query::Peers, DEADLINE).await? else {
         return Err(CliError::OtherAnswer);
     };
     if let Some(known) = peers.iter().find(|peer| peer.principal == principal.id()) {
@@ -218,7 +235,7 @@ async fn register(
     let last = peers.iter().map(|peer| peer.id.0).max().unwrap_or(0);
     let peer = PeerId(last + 1);
     let author = Author {
-        link,
+        network,
         origin: Origin::new(&entered.name, &entered.network),
         actor: name.clone(),
         principal,
@@ -230,64 +247,10 @@ async fn register(
         peer,
         state: PeerState::Active,
         storage: true,
-        voter: invite.voter,
+        voter: false,
     };
     author.append(Body::Peer(body)).await?;
     Ok(peer)
-}
-
-/// A peer that starts says how much it takes and where it is reached, if that has changed.
-pub async fn announce(
-    paths: &Paths,
-    name: &Label,
-    configured: &Configured,
-    serve: &Serve,
-    here: &Here,
-) -> Result<(), CliError> {
-    let identity = Arc::new(connect::load_key(paths, &serve.key)?);
-    let link = match configured.peers.first() {
-        Some(known) => here.transport.link(known.key, &known.addresses),
-        None => Link::Embedded(here.peer.clone(), Caller { principal: identity.id(), local: true }),
-    };
-    let query = tokio::time::timeout(DEADLINE, link.query(Query::Peers)).await;
-    let Ok(Ok(Answer::Peers { layout, peers })) = query else {
-        tracing::warn!("nobody answers yet who would note this peer's address and weight");
-        return Ok(());
-    };
-    let Some(own) = peers.iter().find(|peer| peer.id == PeerId(serve.id)) else { return Ok(()) };
-    let author = Author {
-        link: &link,
-        origin: Origin::new(name, &configured.id),
-        actor: serve.name.clone(),
-        principal: &identity,
-    };
-    let addresses: Vec<String> = serve.listen.iter().cloned().collect();
-    if own.addresses != addresses {
-        let body = Peer {
-            addresses,
-            keys: public_keys(&identity.public()),
-            name: own.name.clone(),
-            peer: own.id,
-            state: PeerState::Active,
-            storage: own.storage,
-            voter: own.voter,
-        };
-        author.append(Body::Peer(body)).await?;
-    }
-    let domain = serve.domain.clone().unwrap_or_else(host::machine);
-    let capacity = serve.capacity.unwrap_or_else(|| here.store.stat().space);
-    let weight = (capacity >> 30).max(1);
-    if own.weight == 0 || own.domain != domain.as_str() {
-        author.place(layout + 1, own.id, &domain, weight).await?;
-    }
-    Ok(())
-}
-
-/// The actor name of the connected principal, and a link to order records by.
-pub async fn author_of(connected: &Connected) -> Result<(Label, Link), CliError> {
-    let link = connected.link()?;
-    let actor = super::members::actor(connected).await?;
-    Ok((actor, link))
 }
 
 async fn volume_id(connected: &Connected, name: &Label) -> Result<mictlan::id::VolumeId, CliError> {

@@ -2,12 +2,12 @@
 
 use super::connect::{self, label};
 use super::error::CliError;
-use super::{log, runtime};
+use super::{announce, log, runtime};
 use crate::config::{Config, PEER_PORT, Paths};
 use clap::Args;
 use mictlan::id::{Label, PeerId};
 use mictlan_mount::options::size;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -108,15 +108,27 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
         tracing::warn!(%error, "this peer has no metrics and no health page");
     }
     let address = serve.listen.clone().unwrap_or_default();
-    super::peers::announce(&paths, &name, &configured, &serve, &here).await?;
     tracing::info!(network = %name, peer = %PeerId(serve.id), %address, "serving");
     // For whoever started it and waits: one line, when it answers.
     println!("serving {name} at {address}");
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
+    let announced = async {
+        announce::announce(&paths, &name, &configured, &serve, &here).await;
+        if serve.asks_vote
+            && let Err(error) = no_longer_asks(&file, &name)
+        {
+            tracing::warn!(%error, "the configuration still says that this peer asks for a vote");
+        }
+        if here.sequencer.voters().contains(&PeerId(serve.id)) {
+            println!("voting in {name}");
+        }
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = announced => {}
         why = here.ended() => {
             tracing::error!(%why, "this peer can go on no more; nothing that it acknowledged is lost");
             return Ok(ExitCode::from(8));
@@ -124,4 +136,13 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     here.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A vote that was given is not asked for again, so that an owner can take it away.
+fn no_longer_asks(file: &Path, name: &Label) -> Result<(), CliError> {
+    let mut config = Config::load(file)?;
+    if let Some(serve) = config.networks.get_mut(name).and_then(|known| known.serve.as_mut()) {
+        serve.asks_vote = false;
+    }
+    Ok(config.save(file)?)
 }

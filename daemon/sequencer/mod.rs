@@ -15,6 +15,7 @@
 //! | propose | groups what waits |
 //! | follow | applied records for mounts |
 //! | publish | checkpoints, signed, cosigned, kept |
+//! | log_key | the key that signs them, and its rotation |
 //! | catch_up | records from other voters, verified |
 //! | clock | who may propose |
 
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod files;
 mod follow;
 mod group;
+mod log_key;
 mod propose;
 mod publish;
 pub mod raft;
@@ -45,6 +47,7 @@ use bytes::Bytes;
 use clock::Clocks;
 use mictlan::cluster::state::{Item, Outcome, State, Submission};
 use mictlan::id::{NetworkId, PeerId, Position};
+use mictlan::ledger::record::body::KeyRotate;
 use mictlan::seal::Principal;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
@@ -269,6 +272,19 @@ impl Sequencer {
         timeout(within, change).await.map_err(|_| LeadError::Late)?.map(drop)
     }
 
+    /// Lets a peer receive the log without a vote, in the background.
+    pub async fn teach(&self, peer: PeerId, within: Duration) -> Result<(), LeadError> {
+        let taught = timeout(within, self.raft.add_learner(peer.0, EmptyNode {}, false)).await;
+        taught.map_err(|_| LeadError::Late)?.map_err(membership_error).map(drop)
+    }
+
+    /// A peer without a vote receives nothing more.
+    pub async fn forget(&self, peer: PeerId, within: Duration) -> Result<(), LeadError> {
+        let forget = ChangeMembers::RemoveNodes(BTreeSet::from([peer.0]));
+        let changed = timeout(within, self.raft.change_membership(forget, false)).await;
+        changed.map_err(|_| LeadError::Late)?.map_err(membership_error).map(drop)
+    }
+
     /// Takes a peer's vote away; it then receives nothing more.
     pub async fn remove_voter(&self, peer: PeerId, within: Duration) -> Result<(), LeadError> {
         let remove = ChangeMembers::RemoveVoters(BTreeSet::from([peer.0]));
@@ -288,6 +304,20 @@ impl Sequencer {
 
     pub fn voters(&self) -> Vec<PeerId> {
         self.raft.metrics().borrow().membership_config.voter_ids().map(PeerId).collect()
+    }
+
+    /// Who receives the log without a vote.
+    pub fn learners(&self) -> Vec<PeerId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        membership.learner_ids().map(PeerId).collect()
+    }
+
+    /// A rotation of the log key to a new one for the voters of now, signed by the old one, which
+    /// this voter must hold.
+    pub fn rotate_log_key(&self) -> Result<KeyRotate, PublishError> {
+        self.publisher.rotate()
     }
 
     /// Reads the applied state; `None` before record 0. `look` must be quick: applying waits.

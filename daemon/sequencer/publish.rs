@@ -17,16 +17,15 @@ use super::raft::Raft;
 use super::raft::machine::Applied;
 use super::raft::network::{Call, CallError, RaftTransport};
 use crate::store::durable::{self, DiskError};
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::signature::Ed25519KeyPair;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use mictlan::cluster::state::State;
 use mictlan::id::{LedgerHash, PeerId, TimeMs};
 use mictlan::ledger::checkpoint::{
     Accepted, Checkpoint, CheckpointError, Note, Policy, VerifierKey, write_note,
 };
-use mictlan::ledger::record::body::{Peer, PeerState, log_wrap_info};
-use mictlan::seal::{self, Principal};
+use mictlan::ledger::record::body::{Peer, PeerState};
+use mictlan::seal::Principal;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -55,6 +54,8 @@ pub enum PublishError {
     Smaller { asked: u64, signed: u64 },
     #[error("the root of {size} records is {ours} here and {theirs} in the note: two histories")]
     Contradiction { size: u64, ours: LedgerHash, theirs: LedgerHash },
+    #[error("a new log key cannot be wrapped: {0}")]
+    Wrap(#[from] mictlan::seal::WrapError),
     #[error("the log key is not wrapped for this voter: {0}")]
     NoLogKey(&'static str),
     #[error("peer {0} is not among the network's peers")]
@@ -88,9 +89,9 @@ pub struct Pending {
 
 /// The voter's hand on checkpoints.
 pub struct Publisher {
-    me: PeerId,
-    identity: Arc<Principal>,
-    applied: Arc<Applied>,
+    pub(super) me: PeerId,
+    pub(super) identity: Arc<Principal>,
+    pub(super) applied: Arc<Applied>,
     clocks: Arc<Clocks>,
     transport: Arc<dyn RaftTransport>,
     dir: PathBuf,
@@ -209,22 +210,6 @@ impl Publisher {
         })
     }
 
-    /// The log's signing key, unwrapped for the moment of a round.
-    fn log_key(&self, state: &State) -> Result<Ed25519KeyPair, PublishError> {
-        let key = state.network().log_key();
-        let wrap = key.wraps.iter().find(|w| w.peer == self.me);
-        let wrap = wrap.ok_or(PublishError::NoLogKey("there is no wrap for it"))?;
-        let info = log_wrap_info(state.roster().random(), &key.key);
-        let seed = seal::unwrap(&self.identity, &info, &wrap.wrap)
-            .map_err(|_| PublishError::NoLogKey("the wrap does not open with this voter's key"))?;
-        let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
-            .map_err(|_| PublishError::NoLogKey("the secret has another length"))?;
-        if pair.public_key().as_ref() != key.key {
-            return Err(PublishError::NoLogKey("the secret belongs to another key"));
-        }
-        Ok(pair)
-    }
-
     fn begin(&self, round: &Round) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let since = pending.as_ref().map_or_else(|| self.clocks.now(), |p| p.since);
@@ -242,12 +227,13 @@ impl Publisher {
 
     /// Answers the leader's request: this voter's cosignature line.
     pub async fn cosign(&self, note: &[u8]) -> Result<String, PublishError> {
+        // First, because the records up to there say whose signatures these are.
+        self.applied_up_to(Checkpoint::parse(Note::parse(note)?.text)?.size).await;
         let asked = {
             let state = self.applied.state();
             let state = state.as_ref().ok_or(PublishError::NoNetwork)?;
             state.roster().policy().read(note)?.checkpoint
         };
-        self.applied_up_to(asked.size).await;
         self.cosign_own(&asked)
     }
 
@@ -380,7 +366,7 @@ fn agree(size: u64, ours: LedgerHash, theirs: LedgerHash) -> Result<(), PublishE
     Err(PublishError::Contradiction { size, ours, theirs })
 }
 
-fn sixty_four(signature: &[u8]) -> [u8; 64] {
+pub(super) fn sixty_four(signature: &[u8]) -> [u8; 64] {
     signature.try_into().expect("an Ed25519 signature has 64 bytes")
 }
 

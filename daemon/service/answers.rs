@@ -3,7 +3,7 @@
 use super::{Service, no_ledger};
 use crate::peer::Standing;
 use bytes::Bytes;
-use mictlan::cluster::state::{Item, Outcome, State};
+use mictlan::cluster::state::{Outcome, State};
 use mictlan::id::{Label, PrincipalId, TimeMs};
 use mictlan::ledger::record::body::{PeerState, Role};
 use mictlan::ledger::tile::{Row, TileId};
@@ -107,7 +107,7 @@ fn volume((id, volume): (&mictlan::id::VolumeId, &mictlan::cluster::state::Volum
 impl Service {
     /// A newcomer's record, signed by its invite's key.
     pub(super) async fn welcome(&self, join: Join) -> Result<Joined, Failure> {
-        let outcome = self.propose(Item::Record(join.submission)).await?;
+        let outcome = self.have_ordered(join.submission).await?;
         let position = match &outcome {
             Outcome::Refused(refusal) => return Err(Failure::InviteRefused(refusal.to_string())),
             other => other.position().ok_or_else(no_ledger)?,

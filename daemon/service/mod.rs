@@ -7,6 +7,7 @@
 
 mod answers;
 mod leases;
+mod membership;
 
 pub use answers::peers;
 
@@ -14,6 +15,7 @@ use crate::host;
 use crate::peer::{RaftCall, Sequencing, Standing};
 use crate::sequencer::raft::network::{Call, CallError};
 use crate::sequencer::{LeadError, ProposeError, Sequencer};
+use crate::voters::Voters;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -49,6 +51,7 @@ pub struct Service {
     me: PeerId,
     /// Voters that are believed before this peer has a ledger that names them.
     seeds: Vec<(PeerId, PrincipalId)>,
+    voters: Arc<Voters>,
 }
 
 /// What a service is made with.
@@ -58,6 +61,8 @@ pub struct Options {
     pub name: Label,
     pub me: PeerId,
     pub seeds: Vec<(PeerId, PrincipalId)>,
+    /// The ways to the other voters.
+    pub voters: Arc<Voters>,
     /// Nobody can have a lease from before: this process is the network's only peer, and nothing
     /// but this process speaks to it.
     pub alone: bool,
@@ -73,8 +78,10 @@ impl Service {
             name: options.name,
             me: options.me,
             seeds: options.seeds,
+            voters: options.voters,
         });
         tokio::spawn(service.clone().keep_time());
+        tokio::spawn(service.clone().keep_voters());
         service
     }
 

@@ -213,8 +213,14 @@ impl Volume {
                 self.fenced(at, fence.session);
                 self.skip(at);
             }
+            Body::Peer(_) | Body::Layout(_) => {
+                self.network_changed.notify_one();
+                self.skip(at);
+            }
             Body::Volume(made) if made.volume == self.id => {
-                let writes = founding(line.t);
+                self.network_changed.notify_one();
+                // A later record of the volume changes its settings, not its root.
+                let writes = if at == self.made { founding(line.t) } else { WriteSet::new() };
                 self.core().view.apply(at, &writes);
             }
             _ => self.skip(at),

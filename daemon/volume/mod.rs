@@ -34,7 +34,7 @@ use crate::chunks::budget::Budget;
 use crate::network::Network;
 use journal::Journal;
 use mictlan::file::Cutter;
-use mictlan::id::{Label, VolumeId};
+use mictlan::id::{Label, Position, VolumeId};
 use mictlan::ledger::record::Origin;
 use mictlan::meta::tree::{NodeCache, TreeKeys};
 use mictlan::seal::KeyRing;
@@ -48,6 +48,8 @@ use tokio::time::Instant;
 
 pub struct Volume {
     pub id: VolumeId,
+    /// The record that made it.
+    made: Position,
     /// How records name who signs.
     actor: Label,
     principal: Arc<Principal>,
@@ -84,6 +86,8 @@ pub struct Volume {
     snapshot_wanted: Notify,
     /// Until then the leader is not asked where the log stands: it just was not there.
     unconfirmed: Mutex<Option<Instant>>,
+    /// Told when a record changed the peers, the layout, or this volume.
+    network_changed: Arc<Notify>,
     /// What the kernel must forget.
     stale: tokio::sync::mpsc::UnboundedSender<Stale>,
 }

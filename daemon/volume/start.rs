@@ -42,6 +42,8 @@ pub struct Start {
     pub options: Options,
     /// Journals of this host, one directory a volume.
     pub journals: PathBuf,
+    /// Told when a record changed the peers, the layout, or this volume.
+    pub network_changed: Arc<Notify>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +79,9 @@ impl Volume {
     pub async fn open(start: Start) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
         let deadline = start.options.deadline;
         let info = find_volume(&start).await?;
-        let (roster, wraps) = roster(&start.network, start.options.deadline).await?;
+        let next = applied_at_start(&info);
+        let Known { roster, wraps, before } =
+            roster_before(&start.network, start.options.deadline, next).await?;
         let origin = roster.origin();
         let actor = roster.owner_of(&start.principal.id()).cloned().ok_or(OpenError::Unknown)?;
         let ring = unwrap_ring(&start, &info, &origin, &actor, &wraps)?;
@@ -94,6 +98,7 @@ impl Volume {
         let (stale, stale_receiver) = mpsc::unbounded_channel();
         let volume = Arc::new(Volume {
             id: info.id,
+            made: info.made,
             actor,
             principal: start.principal.clone(),
             origin,
@@ -107,16 +112,18 @@ impl Volume {
             journal,
             options: start.options.clone(),
             core: Mutex::new(core(tree, position, session)),
-            progress: watch::Sender::new(Progress::new(Position(position.0 + 1))),
+            progress: watch::Sender::new(Progress::new(next)),
             work: Notify::new(),
             applying: tokio::sync::Mutex::new(Applied {
-                next: Position(position.0 + 1),
+                next,
                 chain: None,
-                roster,
+                // The records from there on change it once more, in order.
+                roster: before,
                 succeeds: HashMap::new(),
             }),
             turn: tokio::sync::Mutex::new(()),
             stale,
+            network_changed: start.network_changed.clone(),
             recalled: AtomicBool::new(false),
             grant: AtomicU64::new(0),
             releasing: AtomicBool::new(false),
@@ -191,11 +198,34 @@ fn other_answer() -> OpenError {
     OpenError::Ledger("a peer answered another question than was asked".to_owned())
 }
 
+/// Where a view begins: after its newest root, or with the record that made the volume.
+fn applied_at_start(info: &VolumeInfo) -> Position {
+    info.root.as_ref().map_or(info.made, |root| Position(root.position.0 + 1))
+}
+
 /// Who is who in the network, and whose wraps there are, from the records that concern everyone.
 pub async fn roster(
     network: &Network,
     deadline: std::time::Duration,
 ) -> Opening<(Roster, Vec<Wrap>)> {
+    let known = roster_before(network, deadline, Position(u64::MAX)).await?;
+    Ok((known.roster, known.wraps))
+}
+
+/// What the records that concern everyone say.
+struct Known {
+    roster: Roster,
+    wraps: Vec<Wrap>,
+    /// What those before a position said.
+    before: Roster,
+}
+
+async fn roster_before(
+    network: &Network,
+    deadline: std::time::Duration,
+    position: Position,
+) -> Opening<Known> {
+    let mut before = None;
     let mut roster: Option<Roster> = None;
     let mut wraps = Vec::new();
     let mut from = Position(0);
@@ -210,6 +240,9 @@ pub async fn roster(
             .await?;
         for entry in &page.entries {
             let bad = |why: String| OpenError::Ledger(format!("record {}: {why}", entry.position));
+            if before.is_none() && entry.position >= position {
+                before.clone_from(&roster);
+            }
             let line = Line::parse(&entry.line).map_err(|error| bad(error.to_string()))?;
             roster = Some(match roster {
                 None => Roster::genesis(&line.p).map_err(|error| bad(error.to_string()))?,
@@ -236,7 +269,8 @@ pub async fn roster(
         }
     }
     let roster = roster.ok_or_else(|| OpenError::Ledger("it has no records".to_owned()))?;
-    Ok((roster, wraps))
+    let before = before.unwrap_or_else(|| roster.clone());
+    Ok(Known { roster, wraps, before })
 }
 
 /// The volume's secrets, from the newest wrap for this key.

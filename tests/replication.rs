@@ -1,0 +1,144 @@
+//! P1 and P5 with three peers as processes: any one may vanish, and nothing acknowledged is lost.
+
+use mictlan_tests::harness::{Home, assert_same_tree, wait_until};
+use mictlan_tests::three::{Three, files};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn tree() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../src"))
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").args([from, to]).status().expect("cp is installed");
+    assert!(done.success());
+}
+
+/// Bytes that no compression makes smaller, the same for the same seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// Written and on its peers, or the error that says that it is not.
+fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn mount(home: &Home) -> PathBuf {
+    home.mount_with("mnt", &["-o", "deadline=30"])
+}
+
+#[test]
+fn a_tree_written_to_three_peers_is_there_on_another_machine() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    copy(tree(), &dir.join("src"));
+    let large = noise(1, 9 << 20);
+    write_through(&dir.join("large"), &large).expect("on its peers");
+    assert_same_tree(tree(), &dir.join("src"));
+    for peer in &three.peers {
+        wait_until("every peer has a copy", || peer.stored_bytes() >= large.len() as u64);
+    }
+    alice.unmount(&dir);
+    let bob = three.user("bob");
+    let dir = mount(&bob);
+    assert_same_tree(tree(), &dir.join("src"));
+    assert!(fs::read(dir.join("large")).expect("readable") == large);
+}
+
+#[test]
+fn any_one_peer_may_be_killed_while_files_are_written() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    for (round, victim) in three.peers.iter().enumerate() {
+        let name = |n: usize| dir.join(format!("{round}-{n}"));
+        let content = |n: usize| noise((round * 100 + n) as u64, 300_000);
+        for n in 0..20 {
+            if n == 5 {
+                victim.kill();
+            }
+            let written = write_through(&name(n), &content(n));
+            written
+                .unwrap_or_else(|error| panic!("round {round}, file {n}: {error}{}", alice.log()));
+        }
+        for n in 0..20 {
+            assert!(fs::read(name(n)).expect("readable") == content(n), "round {round}, file {n}");
+        }
+        victim.serve();
+        three.wait_level(&[0, 1, 2]);
+    }
+    alice.unmount(&dir);
+    let dir = mount(&three.user("bob"));
+    assert_eq!(fs::read_dir(dir).expect("readable").count(), 60);
+}
+
+#[test]
+fn with_two_of_three_gone_reads_go_on_and_writes_fail_clearly_and_nothing_is_lost() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    let kept = noise(7, 2 << 20);
+    write_through(&dir.join("kept"), &kept).expect("on its peers");
+    for peer in &three.peers {
+        wait_until("every peer has a copy", || peer.stored_bytes() >= kept.len() as u64);
+    }
+    three.peers[1].kill();
+    three.peers[2].kill();
+    assert!(fs::read(dir.join("kept")).expect("reads go on") == kept);
+    let refused = write_through(&dir.join("late"), &noise(8, 2 << 20));
+    let errno = refused.expect_err("no majority has it").raw_os_error();
+    assert_eq!(errno, Some(libc::ETIMEDOUT), "{}", alice.log());
+    three.peers[1].serve_until("serving");
+    three.peers[2].serve_until("serving");
+    wait_until("writes go on", || write_through(&dir.join("after"), b"after").is_ok());
+    assert!(fs::read(dir.join("kept")).expect("readable") == kept);
+    alice.unmount(&dir);
+    let bob = three.user("bob");
+    let dir = mount(&bob);
+    assert!(fs::read(dir.join("kept")).expect("readable") == kept);
+    assert_eq!(fs::read(dir.join("after")).expect("readable"), b"after");
+}
+
+#[test]
+fn a_chunk_that_is_damaged_on_one_peer_is_read_from_another() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    let content = noise(9, 6 << 20);
+    write_through(&dir.join("file"), &content).expect("on its peers");
+    for peer in &three.peers {
+        wait_until("every peer has a copy", || peer.stored_bytes() >= content.len() as u64);
+    }
+    alice.unmount(&dir);
+    let bob = three.user("bob");
+    damage(&three.peers[1].data().join("store"));
+    // Half of the good copies are away too, so the damaged ones are asked for.
+    three.peers[2].kill();
+    let dir = mount(&bob);
+    assert!(fs::read(dir.join("file")).expect("one good copy is enough") == content);
+}
+
+/// Flips bits all over the large files of a store, under the running peer.
+fn damage(store: &Path) {
+    let large: Vec<_> = files(store).into_iter().filter(|(_, size)| *size > 1 << 20).collect();
+    assert!(!large.is_empty(), "there is a segment in {}", store.display());
+    for (path, size) in large {
+        let file = File::options().read(true).write(true).open(path).expect("a segment");
+        for at in (100_000..size).step_by(100_000) {
+            let mut byte = [0];
+            if file.read_at(&mut byte, at).expect("readable") == 1 {
+                file.write_at(&[byte[0] ^ 0x40], at).expect("writable");
+            }
+        }
+    }
+}

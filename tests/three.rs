@@ -1,0 +1,135 @@
+//! A network of three peers, each a process with a home and a failure domain of its own.
+//!
+//! Owns: their addresses, and which of them run.
+//! Invariant: when `Three::start` returns, all three vote.
+
+use crate::harness::{Home, wait_until};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+pub struct Peer {
+    pub home: Home,
+    pub listen: String,
+    domain: String,
+    pid: Mutex<Option<i32>>,
+}
+
+pub struct Three {
+    pub peers: Vec<Peer>,
+}
+
+/// Ports that were free a moment ago; all are held until the last is known, so none comes twice.
+fn addresses(count: usize) -> Vec<String> {
+    let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let held: Vec<TcpListener> = (0..count).map(bind).collect();
+    held.iter().map(|port| port.local_addr().expect("bound").to_string()).collect()
+}
+
+impl Peer {
+    fn new(listen: String, domain: &str) -> Self {
+        Self { home: Home::new(), listen, domain: domain.to_owned(), pid: Mutex::new(None) }
+    }
+
+    fn pid(&self) -> std::sync::MutexGuard<'_, Option<i32>> {
+        self.pid.lock().expect("no test panics here")
+    }
+
+    /// Serves, and waits until its vote counts.
+    pub fn serve(&self) {
+        self.serve_until("voting in");
+    }
+
+    /// `serving` is said as soon as its door is open.
+    pub fn serve_until(&self, said: &str) {
+        let started = self.home.start(&["serve", "--domain", &self.domain], said);
+        *self.pid() = Some(started);
+    }
+
+    /// kill -9.
+    pub fn kill(&self) {
+        let pid = self.pid().take().expect("it runs");
+        self.home.stop(pid, libc::SIGKILL);
+    }
+
+    /// Where this peer keeps chunks and the ledger.
+    pub fn data(&self) -> PathBuf {
+        self.home.path().join("home/data/networks/net")
+    }
+
+    /// How many records its newest published checkpoint covers.
+    pub fn published(&self) -> u64 {
+        let note = self.data().join("sequencer/ledger/checkpoint");
+        let note = std::fs::read_to_string(note).unwrap_or_default();
+        note.lines().nth(1).and_then(|size| size.parse().ok()).unwrap_or(0)
+    }
+
+    /// Bytes of its store on disk.
+    pub fn stored_bytes(&self) -> u64 {
+        files(&self.data().join("store")).iter().map(|(_, size)| size).sum()
+    }
+}
+
+/// Every file below a directory with its size; a file that goes meanwhile is left out.
+pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => todo.push(entry.path()),
+                Ok(meta) => found.push((entry.path(), meta.len())),
+                Err(_) => {}
+            }
+        }
+    }
+    found
+}
+
+impl Default for Three {
+    fn default() -> Self {
+        Self::start()
+    }
+}
+
+impl Three {
+    pub fn start() -> Self {
+        let names = ["a", "b", "c"];
+        let listen = addresses(names.len());
+        let peers: Vec<Peer> =
+            listen.into_iter().zip(names).map(|(at, name)| Peer::new(at, name)).collect();
+        let founder = &peers[0];
+        founder.home.ok(&["init", "net", "--listen", &founder.listen]);
+        founder.serve();
+        let three = Self { peers };
+        for (peer, name) in three.peers.iter().zip(names).skip(1) {
+            let code = three.invite(&["--role", "storage"]);
+            peer.home.ok(&["join", &code, "--listen", &peer.listen, "--name", name]);
+            peer.serve();
+        }
+        three
+    }
+
+    /// A code, made while the founder serves.
+    pub fn invite(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["invite"];
+        all.extend(arguments);
+        self.peers[0].home.ok(&all).trim().to_owned()
+    }
+
+    /// A user on a machine that is no peer: only a key, made by an invite.
+    pub fn user(&self, name: &str) -> Home {
+        let home = Home::new();
+        let code = self.invite(&["--role", "writer"]);
+        home.ok(&["join", &code, "--name", name]);
+        home
+    }
+
+    /// Waits until the peers named have published the same, not less than before.
+    pub fn wait_level(&self, which: &[usize]) {
+        wait_until("the peers publish the same checkpoint", || {
+            let sizes: Vec<u64> = which.iter().map(|at| self.peers[*at].published()).collect();
+            sizes[0] > 0 && sizes.iter().all(|size| *size == sizes[0])
+        });
+    }
+}
