@@ -78,7 +78,8 @@ fn any_one_peer_may_be_killed_while_files_are_written() {
         three.wait_level(&[0, 1, 2]);
     }
     alice.unmount(&dir);
-    let dir = mount(&three.user("bob"));
+    let bob = three.user("bob");
+    let dir = mount(&bob);
     assert_eq!(fs::read_dir(dir).expect("readable").count(), 60);
 }
 

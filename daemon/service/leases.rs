@@ -46,6 +46,19 @@ struct Table {
     granted: BTreeMap<(SessionId, Unit), Ticket>,
 }
 
+impl Table {
+    /// With the sessions that the state has open; `alone` when no lease can be left from before.
+    fn of(open: &[SessionId], alone: bool) -> Self {
+        let now = moment();
+        let mut leases = Leases::new(now, alone);
+        for session in open {
+            leases.on(now, Event::Opened(*session));
+        }
+        let (passing, asked, granted) = Default::default();
+        Self { leases, passing, asked, granted }
+    }
+}
+
 impl Desk {
     pub fn new(alone: bool) -> Self {
         // Above every ticket of an earlier leader: they count from their own, earlier time.
@@ -160,24 +173,27 @@ impl Service {
         work: impl FnOnce(&Leases) -> T,
     ) -> Result<T, Failure> {
         let mut tables = self.desk.tables();
-        let table = tables.volumes.entry(volume).or_insert_with(|| {
-            let now = moment();
-            let mut leases = Leases::new(now, self.desk.alone);
-            let open = self.sequencer.with_state(|state| {
-                let here = state.open_sessions().filter(|(_, session)| session.volume == volume);
-                here.map(|(id, _)| id).collect::<Vec<_>>()
-            });
-            for session in open.unwrap_or_default() {
-                leases.on(now, Event::Opened(session));
-            }
-            Table {
-                leases,
-                passing: BTreeMap::new(),
-                asked: BTreeMap::new(),
-                granted: BTreeMap::new(),
-            }
-        });
+        let table = tables.volumes.entry(volume);
+        let table =
+            table.or_insert_with(|| Table::of(&self.open_sessions(volume), self.desk.alone));
         Ok(work(&table.leases))
+    }
+
+    /// Makes the table of a volume before a session is opened. Without a session nobody can hold a
+    /// lease from before, so that nobody's claim is waited for. The state must be up to date.
+    pub(super) fn prepare(&self, volume: VolumeId) {
+        let open = self.open_sessions(volume);
+        let alone = self.desk.alone || open.is_empty();
+        let mut tables = self.desk.tables();
+        tables.volumes.entry(volume).or_insert_with(|| Table::of(&open, alone));
+    }
+
+    fn open_sessions(&self, volume: VolumeId) -> Vec<SessionId> {
+        let open = self.sequencer.with_state(|state| {
+            let here = state.open_sessions().filter(|(_, session)| session.volume == volume);
+            here.map(|(id, _)| id).collect()
+        });
+        open.unwrap_or_default()
     }
 
     /// Waits until nothing of others is in the way of `session` on these units.

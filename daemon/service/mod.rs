@@ -127,6 +127,9 @@ impl Service {
     ) -> Result<SessionOpened, Failure> {
         let item =
             Item::OpenSession { volume: open.volume, principal, req: host::ulid_of(open.req) };
+        // Confirmed first, so that the state knows of every session that another leader opened.
+        self.confirmed().await?;
+        self.prepare(open.volume);
         let session = match self.propose(item).await? {
             Outcome::Opened { session } => session,
             Outcome::Refused(refusal) => return Err(Failure::Refused(refusal)),
