@@ -26,6 +26,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// Written and on its peers, or the error that says that it is not.
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
 fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
