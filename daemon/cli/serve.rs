@@ -7,6 +7,7 @@ use crate::config::{Config, PEER_PORT, Paths};
 use clap::Args;
 use mictlan::id::{Label, PeerId};
 use mictlan_mount::options::size;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,7 +111,7 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     let address = serve.listen.clone().unwrap_or_default();
     tracing::info!(network = %name, peer = %PeerId(serve.id), %address, "serving");
     // For whoever started it and waits: one line, when it answers.
-    println!("serving {name} at {address}");
+    say(&format!("serving {name} at {address}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
     let announced = async {
@@ -121,7 +122,7 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
             tracing::warn!(%error, "the configuration still says that this peer asks for a vote");
         }
         if here.sequencer.voters().contains(&PeerId(serve.id)) {
-            println!("voting in {name}");
+            say(&format!("voting in {name}"));
         }
         std::future::pending::<()>().await;
     };
@@ -136,6 +137,11 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     here.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever started it may have stopped listening by now; that ends no peer.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// A vote that was given is not asked for again, so that an owner can take it away.
