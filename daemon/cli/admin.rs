@@ -7,7 +7,7 @@
 use super::connect::{self, Connected, label};
 use super::error::CliError;
 use super::status::{self, Which};
-use super::{log, members, peers, runtime};
+use super::{log, members, runtime};
 use crate::config::Paths;
 use crate::founding::{Author, COPIES};
 use crate::identity::keyfile;
@@ -100,9 +100,10 @@ pub fn volume(verb: VolumeVerb) -> Result<ExitCode, CliError> {
             let text = format!("there is a volume {name} already; nothing was made");
             return Err(CliError::Usage(text));
         }
-        let actor = super::members::actor(connected).await?;
+        let actor = members::actor(connected).await?;
         let origin = connected.origin();
-        let author = Author { network: &connected.network, origin, actor, principal: &connected.principal };
+        let author =
+            Author { network: &connected.network, origin, actor, principal: &connected.principal };
         let id = author.volume(&name, replicas).await?;
         match as_json {
             true => println!("{}", json!({ "volume": name, "id": id.to_string() })),
@@ -165,9 +166,10 @@ async fn add(
     })?;
     let ring = members::ring(connected, id).await?;
     let ring = if role == Role::Auditor { ring.without_data() } else { ring };
-    let actor = super::members::actor(connected).await?;
+    let actor = members::actor(connected).await?;
     let origin = connected.origin();
-    let author = Author { network: &connected.network, origin, actor, principal: &connected.principal };
+    let author =
+        Author { network: &connected.network, origin, actor, principal: &connected.principal };
     author.grant(name, role, Some(id)).await?;
     author.wrap(id, &ring, name, keys.agreement).await?;
     Ok(())
