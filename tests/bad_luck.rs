@@ -4,7 +4,7 @@
 //! tests/PROMISES.md names which promise each of these keeps.
 
 use mictlan_tests::disk::{Disk, is_root};
-use mictlan_tests::harness::{Home, program};
+use mictlan_tests::harness::{Home, program, wait_until};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
@@ -87,8 +87,9 @@ fn a_full_disk_is_told_keeps_what_it_took_and_goes_on_with_room() {
     }
     disk.resize("400m");
     // The store looks at its disk again by itself; a write that comes too early is told so.
-    let more = (0..20).any(|_| write_synced(&dir.join("more"), &content(99, 3 << 20)).is_ok());
-    assert!(more, "there is room, and nothing is taken{}", home.log());
+    wait_until("there is room, and it is used", || {
+        write_synced(&dir.join("more"), &content(99, 3 << 20)).is_ok()
+    });
     home.unmount(&dir);
     let dir = home.mount("mnt");
     for n in 0..kept {

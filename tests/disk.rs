@@ -66,7 +66,11 @@ impl Disk {
     /// After the processes that used it have ended: it comes back with what it had.
     pub fn power_again(&self) {
         let image = self.image.as_ref().expect("a disk with power");
-        run("umount", &[text(&self.dir)]);
+        // A killed process's last files may be open a moment longer than the process is seen.
+        crate::harness::wait_until("the disk can be unmounted", || {
+            let done = Command::new("umount").arg(&self.dir).stderr(Stdio::null()).status();
+            done.is_ok_and(|status| status.success())
+        });
         run("mount", &["-o", "loop", text(image), text(&self.dir)]);
     }
 }

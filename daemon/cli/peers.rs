@@ -26,6 +26,8 @@ use zeroize::Zeroizing;
 
 /// What an invite is good for, unless it says otherwise.
 const VALID: Duration = Duration::from_secs(24 * 3600);
+/// How long a peer that answers may take to have its address noted.
+const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
@@ -77,8 +79,17 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
     };
     let network = args.network.as_deref().map(label).transpose()?;
     let connected = connect::connect(network.as_ref(), None).await?;
-    let peers = connected.network.peers();
     let listens = |known: &&Known| known.info.voter && !known.info.addresses.is_empty();
+    // A peer that has just been started says where it is reached a moment after it answers.
+    let started = tokio::time::Instant::now();
+    while !connected.network.peers().iter().any(|known| listens(&known))
+        && started.elapsed() < ANNOUNCED_WITHIN
+        && connected.here.is_none()
+    {
+        connected.learn_peers().await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let peers = connected.network.peers();
     // The near one, which is known to answer; a newcomer is told of the others by it.
     let near = peers.iter().find(|known| !matches!(known.link, Link::Tls(_)));
     let reachable = near.filter(listens).or_else(|| peers.iter().find(listens));
