@@ -10,12 +10,13 @@ use super::Volume;
 use super::commit::not_durable;
 use super::file::OpenFile;
 use super::journal::{Entry, Seq};
-use super::local::{journal_failed, now};
+use super::local::{broken, journal_failed, now};
 use super::seal::What;
 use super::state::Mode;
+use crate::chunks::budget::Charge;
 use mictlan::id::Ino;
-use mictlan::meta::error::FsError;
-use mictlan::meta::namespace::SIZE_MAX;
+use mictlan::meta::error::{FsError, ReadError};
+use mictlan::meta::namespace::{SIZE_MAX, read};
 use mictlan_mount::options::Durability;
 use mictlan_mount::vfs::WriteAt;
 use std::sync::Arc;
@@ -43,8 +44,6 @@ impl Volume {
             return Err(FsError::NoSpace);
         }
         let len = write.data.len();
-        let end = write.offset.checked_add(len as u64).filter(|end| *end <= SIZE_MAX);
-        end.ok_or(FsError::FileTooBig)?;
         let charge = match self.budget.try_charge(len) {
             Some(charge) => charge,
             None => {
@@ -57,24 +56,51 @@ impl Volume {
             }
         };
         let file = self.core().file(ino);
-        let offset = match write.append {
-            true => self.inode(ino).await?.size,
-            false => write.offset,
-        };
-        let dirty = {
-            let mut data = file.data();
-            if let Some(error) = data.failed.take() {
-                return Err(error);
-            }
-            data.write(offset, &write.data, now(), write.kill_privileges, charge);
-            data.dirty.bytes()
-        };
+        let dirty = self.take_in(&file, &write, charge).await?;
         if dirty >= STREAM_BYTES {
             self.stream(file);
         } else if self.budget.is_tight() || self.budget.used_bytes() > SMALL_BYTES {
             self.work.notify_one();
         }
         Ok(len as u32)
+    }
+
+    /// Puts the bytes where they belong: an append at the end as it is at that very moment, so
+    /// that appends through several descriptors follow each other. How much is dirty then.
+    async fn take_in(
+        &self,
+        file: &OpenFile,
+        write: &WriteAt,
+        charge: Charge,
+    ) -> Result<u64, FsError> {
+        loop {
+            let missing = {
+                let mut data = file.data();
+                if let Some(error) = data.failed.take() {
+                    return Err(error);
+                }
+                let end = match write.append {
+                    true => read::getattr(&self.core().view, file.ino).map(|mut inode| {
+                        data.show(&mut inode);
+                        inode.size
+                    }),
+                    false => Ok(write.offset),
+                };
+                match end {
+                    Ok(offset) if offset > SIZE_MAX - write.data.len() as u64 => {
+                        return Err(FsError::FileTooBig);
+                    }
+                    Ok(offset) => {
+                        data.write(offset, &write.data, now(), write.kill_privileges, charge);
+                        return Ok(data.dirty.bytes());
+                    }
+                    Err(ReadError::Refused(error)) => return Err(error),
+                    Err(ReadError::Broken(node)) => return Err(broken(node)),
+                    Err(ReadError::Missing(node)) => node,
+                }
+            };
+            self.fetch_node(missing).await?;
+        }
     }
 
     /// Seals what is whole of a stream, beside the writer. One at a time for each file.
@@ -203,10 +229,14 @@ impl Volume {
     }
 
     pub(super) fn opened(&self, ino: Ino) -> u64 {
-        let mut core = self.core();
-        core.next_handle += 1;
-        let handle = core.next_handle;
-        core.file(ino).data().handles += 1;
+        // A file is locked before the core, never under it: two that wait for each other would stop
+        // the mount. Held from here on, it is not idle, so that `forget_idle` leaves it in its place.
+        let (file, handle) = {
+            let mut core = self.core();
+            core.next_handle += 1;
+            (core.file(ino), core.next_handle)
+        };
+        file.data().handles += 1;
         handle
     }
 
@@ -228,8 +258,8 @@ impl Volume {
     /// Drops the state of a file that nobody has open and that holds nothing.
     pub(super) fn forget_idle(&self, ino: Ino) {
         let Some(file) = self.core().files.get(&ino).cloned() else { return };
-        // The order of locks is file, then core: whoever opens it now holds the core first, so
-        // idleness is asked for again under both.
+        // The order of locks is file, then core. Whoever opens it now took its own reference to it
+        // under the core, which is counted here under the core.
         let data = file.data();
         let mut core = self.core();
         let ours = Arc::strong_count(&file) <= 2;
