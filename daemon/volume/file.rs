@@ -11,7 +11,7 @@ use crate::chunks::budget::Charge;
 use bytes::Bytes;
 use mictlan::file::Dirty;
 use mictlan::id::Ino;
-use mictlan::meta::inode::{Inode, Stamp};
+use mictlan::meta::inode::{Inode, ModeChange, Stamp};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -56,7 +56,10 @@ pub struct FileData {
 /// What the bytes written since the last operation on this inode change besides bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Pending {
+    /// Of the last write, or what `utimensat` set since.
     pub mtime: Stamp,
+    /// Of the last write, whatever was set.
+    pub ctime: Stamp,
     pub end: u64,
     pub kill_priv: bool,
 }
@@ -88,8 +91,9 @@ impl FileData {
             Some(last) if last.end == offset => last.end = end,
             _ => self.unjournaled.push(offset..end),
         }
-        let pending = self.pending.get_or_insert(Pending { mtime: now, end, kill_priv });
-        pending.mtime = now;
+        let pending =
+            self.pending.get_or_insert(Pending { mtime: now, ctime: now, end, kill_priv });
+        (pending.mtime, pending.ctime) = (now, now);
         pending.end = pending.end.max(end);
         pending.kill_priv |= kill_priv;
     }
@@ -137,7 +141,17 @@ impl FileData {
         if let Some(pending) = &self.pending {
             inode.size = inode.size.max(pending.end);
             inode.mtime = pending.mtime;
-            inode.ctime = inode.ctime.max(pending.mtime);
+            inode.ctime = inode.ctime.max(pending.ctime);
+            if pending.kill_priv {
+                inode.mode = ModeChange::KillPrivileges.apply(inode.mode);
+            }
+        }
+        // How much of them lies over extents is known when they are sealed; a file that was just
+        // written must not look like one that is all hole.
+        let unsealed =
+            self.dirty.bytes() + self.sealing.iter().map(|(_, b)| b.len() as u64).sum::<u64>();
+        if unsealed > 0 {
+            inode.bytes = inode.bytes.saturating_add(unsealed).min(inode.size).max(inode.bytes);
         }
     }
 

@@ -17,6 +17,7 @@
 
 use super::journal::{Entry, Left, Seq};
 use super::local::Under;
+use super::seal::What;
 use super::start::OpenError;
 use super::{Volume, local};
 use crate::host;
@@ -28,7 +29,7 @@ use mictlan::ledger::record::body::{Body, Fence};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, Stamp};
 use mictlan::meta::key::Span;
-use mictlan::meta::namespace::{Make, Op, Place, Write};
+use mictlan::meta::namespace::{Make, Op, Place, SetTime, Write};
 use mictlan::meta::tree::Read;
 use mictlan::meta::value::Value;
 use mictlan::wire::{Answer, Query};
@@ -131,11 +132,14 @@ impl Volume {
 
     async fn place_again(self: &Arc<Self>, again: Again) -> Result<(), FsError> {
         match again {
-            Again::Op(now, op) => match self.place(&op, now, Under::Certification).await {
-                Ok(_) => Ok(()),
-                Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => Err(error),
-                Err(error) => self.refused_again(now, op, error).await,
-            },
+            Again::Op(now, op) => {
+                self.bytes_before(now, &op).await?;
+                match self.place(&op, now, Under::Certification).await {
+                    Ok(_) => Ok(()),
+                    Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => Err(error),
+                    Err(error) => self.refused_again(now, op, error).await,
+                }
+            }
             Again::Data { ino, offset, mtime, kill_priv, bytes } => {
                 let gone = self.inode(ino).await.is_err();
                 let ino = if gone { self.recovered_file(ino, mtime).await? } else { ino };
@@ -145,6 +149,38 @@ impl Volume {
                 Ok(())
             }
         }
+    }
+
+    /// Bytes that came back before `op` stay before it: what was cut off must not return, and a
+    /// time that was set after a write outlives it.
+    async fn bytes_before(&self, now: Stamp, op: &Op) -> Result<(), FsError> {
+        let inos = match op {
+            Op::SetAttr(set) if set.size.is_none() && set.mode.is_none() => {
+                let file = self.core().files.get(&set.ino).cloned();
+                let mtime = set.mtime.map(|mtime| match mtime {
+                    SetTime::Now => now,
+                    SetTime::At(stamp) => stamp,
+                });
+                if let (Some(file), Some(mtime)) = (file, mtime)
+                    && let Some(pending) = &mut file.data().pending
+                {
+                    pending.mtime = mtime;
+                }
+                return Ok(());
+            }
+            Op::SetAttr(set) => vec![set.ino],
+            Op::Write(write) => vec![write.ino],
+            Op::Append(append) => vec![append.ino],
+            Op::Allocate(allocate) => vec![allocate.ino],
+            Op::Copy(copy) => vec![copy.from, copy.to],
+            _ => return Ok(()),
+        };
+        for ino in inos {
+            let Some(file) = self.core().files.get(&ino).cloned() else { continue };
+            let _order = file.order.lock().await;
+            self.seal_file(&file, What::Everything).await?;
+        }
+        Ok(())
     }
 
     /// An operation that was acknowledged and cannot happen any more. Bytes get a file of their

@@ -180,7 +180,7 @@ impl Volume {
             kill_priv: pending.kill_priv,
         });
         loop {
-            let tried = self.try_put_into_view(&file, &op, pending.mtime, covers, &puts);
+            let tried = self.try_put_into_view(&file, &op, pending.ctime, covers, &puts);
             match tried {
                 Ok(None) => return Ok(()),
                 Ok(Some(node)) => {

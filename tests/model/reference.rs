@@ -69,16 +69,20 @@ impl Model {
                 self.remove_xattr(now, *ino, name, *privileged)
             }
             Op::Write(w) => {
-                let size = self.file(w.ino)?.size.max(w.end);
+                let before = self.file(w.ino)?;
+                let (size, ctime) = (before.size.max(w.end), before.ctime.max(now));
                 self.change(w.ino, w.mtime, w.kill_priv, size, |b| paint(b, &w.extents, 0))?;
+                self.node(w.ino)?.inode.ctime = ctime;
                 Ok(Reply::Attr(self.inode(w.ino)))
             }
             Op::Append(a) => {
-                let offset = self.file(a.ino)?.size;
+                let before = self.file(a.ino)?;
+                let (offset, ctime) = (before.size, before.ctime.max(now));
                 let len: u64 = a.extents.iter().map(|e| u64::from(e.len)).sum();
                 if len > 0 {
                     let paint = |b: &mut _| paint(b, &a.extents, offset);
                     self.change(a.ino, a.mtime, a.kill_priv, offset + len, paint)?;
+                    self.node(a.ino)?.inode.ctime = ctime;
                 }
                 Ok(Reply::Appended { offset, inode: self.inode(a.ino) })
             }

@@ -70,7 +70,8 @@ pub(super) fn changed(
     at: Stamp,
     kill_priv: bool,
 ) -> Result<Inode, ReadError> {
-    (merge.mtime, merge.ctime) = (Some(at), Some(at));
+    // Bytes may be placed later than they were written, and carry a time that was set since.
+    (merge.mtime, merge.ctime) = (Some(at), Some(inode.ctime.max(draft.env.now)));
     if kill_priv {
         merge.then(&kill_privileges());
     }
