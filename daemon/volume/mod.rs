@@ -18,6 +18,7 @@ mod nodes;
 mod orphan;
 mod read;
 mod recover;
+mod root;
 mod seal;
 mod session;
 mod snapshot;

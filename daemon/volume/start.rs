@@ -149,6 +149,7 @@ impl Volume {
             // Alone on the volume, the first heartbeat brings the lease; with others it is not
             // waited for.
             let _ = tokio::time::timeout(std::time::Duration::from_secs(2), leased).await;
+            self.own_root().await;
             tokio::spawn(self.clone().reap_left_behind());
             tokio::spawn(self.clone().snapshots());
         }
