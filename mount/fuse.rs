@@ -12,9 +12,10 @@ use crate::vfs::{
 use bytes::Bytes;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use mictlan::id::{Ino, Name, NameError};
 use mictlan::meta::error::FsError;
@@ -245,8 +246,9 @@ impl<V: Vfs> Filesystem for Fuse<V> {
         // Each is asked for alone, so that an old kernel that lacks one still gives the others.
         // The write-back cache is not among them: the kernel would own size and times, and lose
         // another host's appends. Neither are the lock flags: the kernel keeps locks of one host.
+        // Nor O_TRUNC as a part of open: the kernel would look only afterwards whether the file is
+        // a program that runs (ETXTBSY), and have dropped its pages by then.
         for ability in [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_MAX_PAGES,
             InitFlags::FUSE_DONT_MASK,
@@ -649,8 +651,9 @@ impl<V: Vfs> Filesystem for Fuse<V> {
         self.answer(work, move |value| reply_sized(reply, size, value.map(|v| v.to_vec())));
     }
 
-    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answer(self.vfs.clone().listxattr(ino(inode)), move |names| {
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let work = self.vfs.clone().listxattr(caller(request), ino(inode));
+        self.answer(work, move |names| {
             let joined = names.map(|names| {
                 names.iter().flat_map(|name| name.iter().copied().chain([0])).collect::<Vec<u8>>()
             });
@@ -707,6 +710,21 @@ impl<V: Vfs> Filesystem for Fuse<V> {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(errno(&error)),
         });
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Programs ask every descriptor whether it is a terminal; that is not worth a line.
+        reply.error(Errno::ENOTTY);
     }
 
     fn copy_file_range(

@@ -196,7 +196,7 @@ pub trait Vfs: Send + Sync + 'static {
     /// Answered without the network.
     fn statfs(self: Arc<Self>) -> impl Future<Output = Answer<Space>> + Send;
     fn getxattr(self: Arc<Self>, ino: Ino, name: Box<[u8]>) -> impl Future<Output = Answer<Bytes>> + Send;
-    fn listxattr(self: Arc<Self>, ino: Ino) -> impl Future<Output = Answer<Vec<Box<[u8]>>>> + Send;
+    fn listxattr(self: Arc<Self>, who: Caller, ino: Ino) -> impl Future<Output = Answer<Vec<Box<[u8]>>>> + Send;
     fn setxattr(self: Arc<Self>, who: Caller, ino: Ino, name: Box<[u8]>, value: Bytes, flags: XattrFlags) -> impl Future<Output = Answer<()>> + Send;
     fn removexattr(self: Arc<Self>, who: Caller, ino: Ino, name: Box<[u8]>) -> impl Future<Output = Answer<()>> + Send;
     fn allocate(self: Arc<Self>, who: Caller, ino: Ino, handle: u64, offset: u64, len: u64, how: Allocate) -> impl Future<Output = Answer<()>> + Send;

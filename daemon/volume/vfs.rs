@@ -80,7 +80,7 @@ impl Volume {
             return Err(FsError::IsDir);
         }
         let handle = self.opened(ino);
-        if how.truncate && how.write {
+        if how.truncate {
             let set = SetAttr { size: Some(0), ..SetAttr::default() };
             if let Err(error) = self.set(who, ino, set).await {
                 self.released(ino).await?;
@@ -98,9 +98,13 @@ impl Volume {
     async fn set(self: &Arc<Self>, who: Caller, ino: Ino, set: SetAttr) -> Answer<Inode> {
         let file = self.core().files.get(&ino).cloned();
         let order = match &file {
-            Some(file) if set.size.is_some() => {
+            Some(file) if set.size.is_some() || set.mode.is_some() || set.mtime.is_some() => {
+                // Bytes on their way into the view carry a time and may clear bits of the mode.
                 let order = file.order.lock().await;
-                self.seal_file(file, super::seal::What::Everything).await?;
+                let clears = file.data().pending.is_some_and(|pending| pending.kill_priv);
+                if set.size.is_some() || set.mode.is_some() && clears {
+                    self.seal_file(file, super::seal::What::Everything).await?;
+                }
                 Some(order)
             }
             _ => None,
@@ -341,9 +345,10 @@ impl Vfs for Volume {
         Ok(Bytes::from(value))
     }
 
-    async fn listxattr(self: Arc<Self>, ino: Ino) -> Answer<Vec<Box<[u8]>>> {
+    async fn listxattr(self: Arc<Self>, who: Caller, ino: Ino) -> Answer<Vec<Box<[u8]>>> {
         self.fresh().await?;
-        self.ask(|core| read::listxattr(&core.view, ino, true)).await
+        let privileged = caller::is_privileged(who);
+        self.ask(|core| read::listxattr(&core.view, ino, privileged)).await
     }
 
     async fn setxattr(

@@ -291,11 +291,11 @@ impl<V: Vfs, L: Tree> Vfs for Graft<V, L> {
         self.inner.clone().getxattr(ino, name).await
     }
 
-    async fn listxattr(self: Arc<Self>, ino: Ino) -> Answer<Vec<Box<[u8]>>> {
+    async fn listxattr(self: Arc<Self>, who: Caller, ino: Ino) -> Answer<Vec<Box<[u8]>>> {
         if is_grafted(ino) {
             return Ok(Vec::new());
         }
-        self.inner.clone().listxattr(ino).await
+        self.inner.clone().listxattr(who, ino).await
     }
 
     async fn setxattr(self: Arc<Self>, who: Caller, ino: Ino, name: Box<[u8]>, value: Bytes, flags: XattrFlags) -> Answer<()> {

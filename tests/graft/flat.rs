@@ -115,7 +115,7 @@ impl Vfs for Flat {
     async fn release(self: Arc<Self>, _: Ino, _: u64) -> Answer<()> { Ok(()) }
     async fn fsync(self: Arc<Self>, _: Ino, _: Option<u64>) -> Answer<()> { Ok(()) }
     async fn getxattr(self: Arc<Self>, _: Ino, _: Box<[u8]>) -> Answer<Bytes> { Err(FsError::NotSupported) }
-    async fn listxattr(self: Arc<Self>, _: Ino) -> Answer<Vec<Box<[u8]>>> { Err(FsError::NotSupported) }
+    async fn listxattr(self: Arc<Self>, _: Caller, _: Ino) -> Answer<Vec<Box<[u8]>>> { Err(FsError::NotSupported) }
     async fn setxattr(self: Arc<Self>, _: Caller, _: Ino, _: Box<[u8]>, _: Bytes, _: XattrFlags) -> Answer<()> { Ok(()) }
     async fn removexattr(self: Arc<Self>, _: Caller, _: Ino, _: Box<[u8]>) -> Answer<()> { Ok(()) }
     async fn allocate(self: Arc<Self>, _: Caller, _: Ino, _: u64, _: u64, _: u64, _: Allocate) -> Answer<()> { Ok(()) }
