@@ -1,0 +1,206 @@
+//! What POSIX promises and a write-behind filesystem could break, on a real mount.
+
+use mictlan_tests::harness::Home;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+const NOBODY: u32 = 65_534;
+
+fn is_root() -> bool {
+    // SAFETY: geteuid(2) has no arguments and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// A command run by an ordinary user; the groups go by themselves.
+fn by_nobody(command: &mut Command) -> Output {
+    use std::os::unix::process::CommandExt;
+    command.uid(NOBODY).gid(NOBODY).output().expect("it starts")
+}
+
+/// Waits until what was written is committed, so that what the commit made of it is seen.
+fn committed(file: &Path) {
+    let done = Command::new("sync").arg(file).status().expect("sync is installed");
+    assert!(done.success(), "fsync");
+}
+
+#[test]
+fn appends_of_many_processes_never_overlap() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let script = "for i in $(seq 400); do echo $0$0$0$0$0$0$0$0 >> log; done";
+    let writers: Vec<_> = ["aaaaaaa", "bbbbbbb", "ccccccc"]
+        .iter()
+        .map(|word| {
+            let mut command = Command::new("bash");
+            command.args(["-c", script, word]).current_dir(&dir).spawn().expect("bash is there")
+        })
+        .collect();
+    for mut writer in writers {
+        assert!(writer.wait().expect("it was started").success());
+    }
+    let text = fs::read_to_string(dir.join("log")).expect("readable");
+    assert_eq!(text.lines().count(), 1_200);
+    assert!(
+        text.lines().all(|line| line.len() == 56 && line.bytes().all(|b| b == line.as_bytes()[0]))
+    );
+}
+
+#[test]
+fn opening_and_closing_one_file_at_once_stops_nobody() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let path = dir.join("file");
+    fs::write(&path, "x").expect("written");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    assert_eq!(fs::read(&path).expect("readable"), b"x");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_time_that_was_set_stays_and_ctime_never_goes_back() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let path = dir.join("file");
+    let before = SystemTime::now() - Duration::from_secs(1);
+    let mut file = File::create(&path).expect("made");
+    file.write_all(b"hello").expect("written");
+    let old = SystemTime::UNIX_EPOCH + Duration::new(2, 7);
+    file.set_modified(old).expect("set");
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
+    let open = file.metadata().expect("stat");
+    drop(file);
+    let closed = fs::metadata(&path).expect("stat");
+    committed(&path);
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    let later = fs::metadata(dir.join("file")).expect("stat");
+    for (when, meta) in [("open", &open), ("closed", &closed), ("committed", &later)] {
+        assert_eq!(meta.modified().expect("a time"), old, "{when}");
+        let ctime =
+            SystemTime::UNIX_EPOCH + Duration::new(meta.ctime() as u64, meta.ctime_nsec() as u32);
+        assert!(ctime > before, "{when}: ctime follows what was done, not what was set");
+    }
+    let stamp = |meta: &fs::Metadata| (meta.ctime(), meta.ctime_nsec());
+    assert!(
+        stamp(&open) <= stamp(&closed) && stamp(&closed) <= stamp(&later),
+        "{open:?} {later:?}"
+    );
+}
+
+#[test]
+fn writing_by_others_clears_setuid_at_once_and_only_once() {
+    if !is_root() {
+        return eprintln!("not run: only root can write as somebody else");
+    }
+    let home = Home::new();
+    fs::set_permissions(home.path(), Permissions::from_mode(0o755)).expect("set");
+    let dir = home.mount("mnt");
+    let path = dir.join("file");
+    fs::write(&path, "x").expect("written");
+    chown(&path, Some(NOBODY), Some(NOBODY)).expect("root may");
+    let mode = || fs::metadata(&path).expect("stat").mode() & 0o7777;
+    fs::set_permissions(&path, Permissions::from_mode(0o6777)).expect("set");
+    let wrote = by_nobody(Command::new("sh").args(["-c", "echo y >> \"$0\""]).arg(&path));
+    assert!(wrote.status.success());
+    assert_eq!(mode(), 0o777);
+    fs::set_permissions(&path, Permissions::from_mode(0o6777)).expect("set");
+    committed(&path);
+    home.unmount(&dir);
+    home.mount("mnt");
+    assert_eq!(mode(), 0o6777, "what the earlier write cleared was set after it");
+}
+
+#[test]
+fn bytes_that_were_cut_off_do_not_come_back_after_a_crash() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    for i in 0..50 {
+        let path = dir.join(format!("file{i}"));
+        fs::write(&path, vec![b'l'; 3_000]).expect("written");
+        fs::write(&path, "short").expect("written");
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(i);
+        OpenOptions::new().write(true).open(&path).and_then(|f| f.set_modified(old)).expect("set");
+    }
+    home.kill_daemon(&dir);
+    let dir = home.mount("mnt");
+    for i in 0..50 {
+        let path = dir.join(format!("file{i}"));
+        assert_eq!(fs::read_to_string(&path).expect("readable"), "short", "{i}");
+        let mtime = fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
+        assert_eq!(mtime, SystemTime::UNIX_EPOCH + Duration::from_secs(i), "{i}");
+    }
+}
+
+#[test]
+fn truncation_by_open_needs_no_writing_descriptor() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let path = dir.join("file");
+    fs::write(&path, "content").expect("written");
+    let flags = libc::O_TRUNC;
+    OpenOptions::new().read(true).custom_flags(flags).open(&path).expect("Linux truncates");
+    home.unmount(&dir);
+    home.mount("mnt");
+    assert_eq!(fs::read(&path).expect("readable"), b"");
+}
+
+#[test]
+fn trusted_attributes_are_not_even_listed_to_others() {
+    if !is_root() {
+        return eprintln!("not run: only root sets trusted attributes");
+    }
+    let home = Home::new();
+    fs::set_permissions(home.path(), Permissions::from_mode(0o755)).expect("set");
+    let dir = home.mount("mnt");
+    let path = dir.join("file");
+    fs::write(&path, "x").expect("written");
+    for name in ["trusted.a", "user.b"] {
+        let set = Command::new("setfattr").args(["-n", name, "-v", "v"]).arg(&path).status();
+        assert!(set.expect("setfattr is installed").success());
+    }
+    let mut list = Command::new("getfattr");
+    list.args(["--absolute-names", "-m", "-"]).arg(&path);
+    let all = String::from_utf8(list.output().expect("getfattr is installed").stdout);
+    assert!(all.expect("UTF-8").contains("trusted.a"));
+    let some = String::from_utf8(by_nobody(&mut list).stdout).expect("UTF-8");
+    assert!(some.contains("user.b") && !some.contains("trusted"), "{some}");
+}
+
+#[test]
+fn an_ordinary_user_founds_mounts_writes_and_comes_back() {
+    if !is_root() {
+        return eprintln!("not run: the other tests run as an ordinary user already");
+    }
+    let home = Home::new();
+    fs::set_permissions(home.path(), Permissions::from_mode(0o755)).expect("set");
+    for name in ["home", "mnt"] {
+        chown(home.empty(name), Some(NOBODY), Some(NOBODY)).expect("root may");
+    }
+    let dir = home.adopt(home.path().join("mnt"));
+    let text = dir.to_str().expect("a plain path");
+    let run = |verb: &str| {
+        let done = by_nobody(&mut home.command(&[verb, text]));
+        assert!(done.status.success(), "{verb}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let shell = |script: &str| {
+        let done = by_nobody(Command::new("sh").args(["-ec", script]).current_dir("/").arg(&dir));
+        assert!(done.status.success(), "{script}: {done:?}{}", home.log());
+    };
+    run("mount");
+    shell("echo content > \"$0/file\"; test $(stat -c %u \"$0\") = 65534");
+    home.kill_daemon(&dir);
+    run("mount");
+    shell("test $(cat \"$0/file\") = content");
+    run("umount");
+    shell("test ! -e \"$0/file\"");
+}
