@@ -38,10 +38,8 @@ const DURABLE_CALLS: [&str; 9] = [
     "renameat",
 ];
 
-/// Files above this are split by promise. The long ones of today, each with the reason it is one.
+/// Files above this are split by promise.
 const LINES_MAX: usize = 500;
-const LONG: [(&str, &str); 1] =
-    [("mount/fuse.rs", "one impl block of the FUSE callbacks, each decode-call-reply")];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").to_path_buf()
@@ -140,8 +138,7 @@ fn every_module_says_what_it_owns() {
 #[test]
 fn no_file_outgrows_a_reader() {
     for (name, text) in all() {
-        let long = LONG.iter().any(|(long, _)| *long == name);
-        assert!(long || text.lines().count() <= LINES_MAX, "{name} has over {LINES_MAX} lines");
+        assert!(text.lines().count() <= LINES_MAX, "{name} has over {LINES_MAX} lines");
     }
 }
 
