@@ -75,10 +75,13 @@ fn days(year: u64, month: u64, day: u64) -> u64 {
 }
 
 fn date(day_number: u64) -> (u64, u64, u64) {
-    // The mean year gives the year or one more; the loop corrects that once.
+    // The mean year gives the year, or one more or less at its ends.
     let mut year = 1970 + day_number * 400 / 146_097;
     while days(year, 1, 1) > day_number {
         year -= 1;
+    }
+    while days(year + 1, 1, 1) <= day_number {
+        year += 1;
     }
     let mut left = day_number - days(year, 1, 1);
     let mut month = 1;
@@ -106,6 +109,15 @@ mod tests {
         ] {
             assert_eq!(format(TimeMs(ms)), text);
             assert_eq!(parse(text.as_bytes()), Some(TimeMs(ms)), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_year_begins_and_ends_where_it_should() {
+        for year in 1970..=9999 {
+            let first = days(year, 1, 1);
+            assert_eq!(date(first), (year, 1, 1));
+            assert_eq!(first.checked_sub(1).map(date), (year > 1970).then_some((year - 1, 12, 31)));
         }
     }
 
