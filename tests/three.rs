@@ -3,10 +3,11 @@
 //! Owns: their addresses, and which of them run.
 //! Invariant: when `Three::start` returns, all three vote.
 
-use crate::harness::{Home, wait_until};
+use crate::harness::{Home, signal, wait_until};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub struct Peer {
     pub home: Home,
@@ -19,11 +20,20 @@ pub struct Three {
     pub peers: Vec<Peer>,
 }
 
-/// Ports that were free a moment ago; all are held until the last is known, so none comes twice.
+/// Ports that nobody listens on, below those that the kernel gives to outgoing connections: one of
+/// these could take a port between this look and the peer's start. Other processes that run these
+/// tests begin to look elsewhere; threads of this one take turns.
 fn addresses(count: usize) -> Vec<String> {
-    let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let held: Vec<TcpListener> = (0..count).map(bind).collect();
-    held.iter().map(|port| port.local_addr().expect("bound").to_string()).collect()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * 37;
+    let address = |_| loop {
+        let port = 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    };
+    (0..count).map(address).collect()
 }
 
 impl Peer {
@@ -44,6 +54,15 @@ impl Peer {
     pub fn serve_until(&self, said: &str) {
         let started = self.home.start(&["serve", "--domain", &self.domain], said);
         *self.pid() = Some(started);
+    }
+
+    /// Its process stands still: connections to it are taken and never answered.
+    pub fn hang(&self) {
+        signal(self.pid().expect("it runs"), libc::SIGSTOP);
+    }
+
+    pub fn go_on(&self) {
+        signal(self.pid().expect("it runs"), libc::SIGCONT);
     }
 
     /// kill -9.
