@@ -58,3 +58,15 @@ pub fn machine() -> Label {
     let name = name.trim_start_matches(['.', '_', '-']);
     Label::parse(name).or_else(|| Label::parse("machine")).expect("a plain word is a label")
 }
+
+/// Makes the allocator keep two arenas. It would make eight a core, and chunks of a megabyte that
+/// are allocated in one thread and freed in another leave each of them full of holes: a mount with
+/// a ceiling of 256 MiB then holds 500 MB. Measured while 1 GiB was written: 318 MB against 115 MB,
+/// at the same speed.
+pub fn keep_freed_memory_together() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: called before any other thread is started; it only sets a parameter.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}

@@ -5,7 +5,7 @@
 //! Invariant: HTTP, the Unix socket and the embedded mount all come through these methods, so
 //! none of them can do what another may not.
 
-use crate::store::{self, Checked, Store, WriteError};
+use crate::store::{self, Checked, ReadError, Store, WriteError};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use mictlan::id::{ChunkId, NetworkId, PeerId, Position, PrincipalId, TimeMs};
@@ -194,7 +194,10 @@ impl Peer {
 
     pub async fn get(&self, caller: Caller, chunk: ChunkId) -> Result<Option<Bytes>, Failure> {
         self.allow(caller, |who| who.reads || who.peer.is_some())?;
-        self.store()?.get(chunk).await.map_err(|why| Failure::StoreFailed(why.to_string()))
+        self.store()?.get(chunk).await.map_err(|why| match why {
+            ReadError::Damaged { chunk, .. } => Failure::ChunkDamaged(chunk),
+            why => Failure::StoreFailed(why.to_string()),
+        })
     }
 
     /// Bytes of the stored chunk with the path from them to its address (`seal::range`).

@@ -71,6 +71,9 @@ pub enum Failure {
     /// It may or may not have been ordered; only the same request again tells.
     #[error("whether it was ordered is not known: {0}")]
     OutcomeUnknown(String),
+    /// No other copy is asked for on the asker's behalf.
+    #[error("this peer's copy of chunk {0} is damaged")]
+    ChunkDamaged(ChunkId),
 }
 
 fn hint(leader: &Option<PeerId>) -> String {
@@ -110,9 +113,12 @@ impl Failure {
             NotAllowed | Malformed(_) | Refused(_) | WrongAddress(_) | InviteRefused(_) => {
                 Kind::Refused
             }
-            NotLeader { .. } | NotHere(_) | StoreFull | StoreFailed(_) | Busy(_) => {
-                Kind::FailedHere
-            }
+            NotLeader { .. }
+            | NotHere(_)
+            | StoreFull
+            | StoreFailed(_)
+            | Busy(_)
+            | ChunkDamaged(_) => Kind::FailedHere,
             DeadlinePassed | OutcomeUnknown(_) => Kind::Unknown,
         }
     }

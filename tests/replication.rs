@@ -1,6 +1,6 @@
 //! P1 and P5 with three peers as processes: any one may vanish, and nothing acknowledged is lost.
 
-use mictlan_tests::harness::{Home, assert_same_tree, wait_until};
+use mictlan_tests::harness::{Home, assert_same_tree, signal, wait_until};
 use mictlan_tests::three::{Three, files};
 use std::fs::{self, File};
 use std::io::Write;
@@ -112,6 +112,46 @@ fn with_two_of_three_gone_reads_go_on_and_writes_fail_clearly_and_nothing_is_los
     let dir = mount(&bob);
     assert!(fs::read(dir.join("kept")).expect("readable") == kept);
     assert_eq!(fs::read(dir.join("after")).expect("readable"), b"after");
+}
+
+#[test]
+fn a_peer_that_hangs_fills_no_memory_and_gets_its_copies_later() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount_with("mnt", &["-o", "deadline=30,memory=64M"]);
+    three.peers[2].hang();
+    let part = 8 << 20;
+    for n in 0..32 {
+        let written = write_through(&dir.join(n.to_string()), &noise(n, part));
+        written.unwrap_or_else(|error| panic!("file {n}: {error}{}", alice.log()));
+    }
+    let most = peak_memory(alice.daemon_of(&dir));
+    assert!(most <= 96 << 20, "{most} bytes in memory, with a ceiling of 64 MiB");
+    three.peers[2].go_on();
+    let all = 32 * part as u64;
+    wait_until("the peer that was away has every copy", || three.peers[2].stored_bytes() >= all);
+}
+
+/// The most bytes that a process ever had in memory.
+fn peak_memory(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("in kB");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+fn what_was_closed_before_umount_returns_is_on_the_peers() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    copy(tree(), &dir.join("src"));
+    let daemon = alice.daemon_of(&dir);
+    alice.ok(&["umount", dir.to_str().expect("a plain path")]);
+    // The machine, with its journal, is gone the moment after.
+    signal(daemon, libc::SIGKILL);
+    let bob = three.user("bob");
+    let dir = mount(&bob);
+    assert_same_tree(tree(), &dir.join("src"));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::put::until;
 use super::{Chunks, lock};
+use crate::link::{LinkError, Trouble};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -13,13 +14,18 @@ use mictlan::cluster::place::place;
 use mictlan::hash;
 use mictlan::id::{ChunkId, PeerId, TimeMs};
 use mictlan::seal::{self, KeyRing, OpenError};
+use mictlan::wire::Failure as Said;
 use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GetError {
+    /// Every peer was heard, and waiting brings no copy.
     #[error("chunk {chunk} could not be read: {failed}")]
     NoGoodCopy { chunk: ChunkId, failed: String },
+    /// A peer that did not answer may have it.
+    #[error("chunk {chunk} could not be read within the deadline: {failed}")]
+    NotInTime { chunk: ChunkId, failed: String },
     #[error("chunk {chunk}: {error}")]
     NotOpened { chunk: ChunkId, error: Arc<OpenError> },
 }
@@ -71,9 +77,7 @@ impl Chunks {
                         }
                     }
                     Effect::GaveUp { failed } => {
-                        let failed: Vec<String> =
-                            failed.iter().map(|(peer, why)| format!("peer {peer} {why}")).collect();
-                        return Err(GetError::NoGoodCopy { chunk, failed: failed.join(", ") });
+                        return Err(gave_up(chunk, &failed));
                     }
                 }
             }
@@ -113,6 +117,9 @@ impl Chunks {
             Ok(Some(bytes)) if hash::address(&bytes) == chunk => Ok(bytes),
             Ok(Some(_)) => Err(Failure::Lied),
             Ok(None) => Err(Failure::Missing),
+            Err(LinkError::FailedHere { why: Trouble::Said(Said::ChunkDamaged(_)), .. }) => {
+                Err(Failure::Damaged)
+            }
             Err(error) => {
                 tracing::debug!(%chunk, %error, "a copy could not be had");
                 Err(Failure::Unreachable)
@@ -122,9 +129,20 @@ impl Chunks {
         match &answer {
             Ok(_) => lock(&self.latencies).answered(peer, now.0 - asked.0),
             // Not having it says nothing about how fast a peer is.
-            Err(Failure::Missing) => {}
+            Err(Failure::Missing | Failure::Damaged) => {}
             Err(_) => lock(&self.latencies).failed(peer, now),
         }
         (peer, answer)
+    }
+}
+
+fn gave_up(chunk: ChunkId, failed: &[(PeerId, Failure)]) -> GetError {
+    let silent = failed.iter().any(|(_, why)| *why == Failure::Unreachable);
+    let failed: Vec<String> =
+        failed.iter().map(|(peer, why)| format!("peer {peer} {why}")).collect();
+    let failed = failed.join(", ");
+    match silent {
+        true => GetError::NotInTime { chunk, failed },
+        false => GetError::NoGoodCopy { chunk, failed },
     }
 }

@@ -17,6 +17,7 @@ pub use put::{Charges, Put, PutError, until};
 pub use watch::Said;
 
 use crate::network::Network;
+use budget::Budget;
 use bytes::Bytes;
 use cache::Cache;
 use mictlan::cluster::latency::Latencies;
@@ -25,9 +26,10 @@ use mictlan::cluster::place::Copies;
 use mictlan::cluster::put::Owed;
 use mictlan::id::{ChunkId, Label, PeerId, PrincipalId, TimeMs};
 use sender::Sender;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use tokio::sync::watch as watched;
 use tokio::time::Instant;
 
 pub struct Chunks {
@@ -40,6 +42,12 @@ pub struct Chunks {
     latencies: Mutex<Latencies>,
     said: Mutex<HashMap<PeerId, watch::Said>>,
     opened: Cache,
+    /// What durable chunks still take on their way to their last copies.
+    trailing: Budget,
+    /// How many chunks are being put.
+    running: watched::Sender<usize>,
+    /// Peers that kept a put waiting and have stored nothing since.
+    silent: Mutex<HashSet<PeerId>>,
     /// The last chunk that was given up on met a full peer.
     full: AtomicBool,
     started: Instant,
@@ -56,8 +64,9 @@ pub struct Placement {
 }
 
 impl Chunks {
-    /// `cache_bytes` bounds the opened chunks that are kept to be read again.
-    pub fn new(network: Arc<Network>, placement: Placement, cache_bytes: u64) -> Arc<Self> {
+    /// A quarter of `memory_bytes` is for opened chunks that are kept to be read again, an eighth
+    /// for chunks that are durable and still on their way to their last copies.
+    pub fn new(network: Arc<Network>, placement: Placement, memory_bytes: u64) -> Arc<Self> {
         Arc::new(Self {
             network,
             placement: RwLock::new(Arc::new(placement)),
@@ -66,7 +75,10 @@ impl Chunks {
             owed: Mutex::new(Owed::default()),
             latencies: Mutex::default(),
             said: Mutex::default(),
-            opened: Cache::new(cache_bytes),
+            opened: Cache::new(memory_bytes / 4),
+            trailing: Budget::new(memory_bytes / 8),
+            running: watched::Sender::new(0),
+            silent: Mutex::default(),
             full: AtomicBool::new(false),
             started: Instant::now(),
         })

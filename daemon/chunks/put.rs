@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mictlan::cluster::place::{durable_need, place};
-use mictlan::cluster::put::{Effect, Event, Failure, Plan, PutChunk};
+use mictlan::cluster::put::{Effect, Event, Failure, PATIENCE_MS, Plan, PutChunk};
 use mictlan::id::{ChunkId, PeerId, TimeMs};
 use mictlan::seal::Sealed;
 use std::sync::Arc;
@@ -86,8 +86,10 @@ impl Chunks {
         let put = Put { chunk: sealed.address, state: receiver };
         lock(&self.on_the_way).insert(sealed.address, sealed.bytes.clone());
         let chunks = self.clone();
+        self.running.send_modify(|running| *running += 1);
         tokio::spawn(async move {
-            chunks.put_until_durable(sealed, state, charge).await;
+            chunks.clone().put_until_durable(sealed, state, charge).await;
+            chunks.running.send_modify(|running| *running -= 1);
         });
         put
     }
@@ -98,6 +100,21 @@ impl Chunks {
         let (_, state) = watch::channel(State { durable: Some(now), trouble: None });
         lock(&self.on_the_way).insert(sealed.address, sealed.bytes);
         Put { chunk: sealed.address, state }
+    }
+
+    /// Waits until every chunk has its copies or no more are to be had, but not longer than `most`.
+    pub async fn settle(&self, most: Duration) {
+        let mut running = self.running.subscribe();
+        let settled = running.wait_for(|running| *running == 0);
+        if tokio::time::timeout(most, settled).await.is_err() || self.owed() > 0 {
+            let (on_the_way, owed) = (*self.running.borrow(), self.owed());
+            tracing::warn!(
+                on_the_way,
+                owed,
+                "some chunks are durable and have fewer copies than \
+                they should; another mount or healing makes the rest"
+            );
+        }
     }
 
     /// The commit that carried it is ordered.
@@ -137,6 +154,7 @@ impl Chunks {
         };
         let (copies, now) = (plan.copies, self.now());
         let (mut machine, mut effects) = PutChunk::start(plan, now);
+        let (mut trailing, mut let_go) = (None, None);
         let mut sends = FuturesUnordered::new();
         loop {
             for effect in effects {
@@ -144,13 +162,21 @@ impl Chunks {
                     Effect::Send(peer) => sends.push(self.send(peer, sealed.bytes.clone())),
                     Effect::Durable { oldest } => {
                         lock(&self.on_the_way).remove(&sealed.address);
-                        charge.clear();
+                        // The writer goes on, unless copies that are slower than he is fill the
+                        // memory behind him: then he waits for them, but not for a silent peer.
+                        trailing = self.trailing.try_charge(sealed.bytes.len());
+                        match trailing {
+                            Some(_) => charge.clear(),
+                            None if self.all_silent(&machine) => let_go = Some(self.now()),
+                            None => let_go = Some(TimeMs(self.now().0 + PATIENCE_MS)),
+                        }
                         self.full.store(false, Ordering::Relaxed);
                         state.send_modify(|state| {
                             *state = State { durable: Some(oldest), trouble: None };
                         });
                     }
                     Effect::Done { stored } => {
+                        drop(trailing);
                         if stored.len() < copies {
                             lock(&self.owed).note(sealed.address, stored, copies, self.now());
                         }
@@ -164,16 +190,32 @@ impl Chunks {
                     }
                 }
             }
-            let tick = machine.next_tick().map(|time| self.at(time));
+            let tick = machine.next_tick().into_iter().chain(let_go).min();
+            let tick = tick.map(|time| self.at(time));
             let event = tokio::select! {
                 Some((peer, answer)) = sends.next(), if !sends.is_empty() => match answer {
-                    Ok(stamp) => Event::Stored { peer, stamp },
+                    Ok(stamp) => {
+                        lock(&self.silent).remove(&peer);
+                        Event::Stored { peer, stamp }
+                    }
                     Err(why) => Event::Failed { peer, why },
                 },
                 () = until(tick) => Event::Tick,
             };
-            effects = machine.on(self.now(), event);
+            let now = self.now();
+            effects = machine.on(now, event);
+            if let_go.is_some_and(|at| now >= at) {
+                let_go = None;
+                lock(&self.silent).extend(machine.unanswered());
+                effects.extend(machine.let_go());
+            }
         }
+    }
+
+    /// Those that are still to answer were waited for before, in vain.
+    fn all_silent(&self, machine: &PutChunk) -> bool {
+        let silent = lock(&self.silent);
+        machine.unanswered().all(|peer| silent.contains(&peer))
     }
 
     async fn send(&self, peer: PeerId, bytes: Bytes) -> (PeerId, Result<TimeMs, Failure>) {

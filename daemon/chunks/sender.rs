@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mictlan::cluster::put::Failure;
 use mictlan::id::TimeMs;
 use mictlan::wire::{self, Failure as Said};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Enough to keep one peer's disk and one core's TLS busy; more would only queue there.
@@ -18,8 +18,9 @@ const BATCH_BYTES: usize = 4 << 20;
 const BATCH_CHUNKS: usize = 256;
 
 struct Job {
-    bytes: Bytes,
-    done: oneshot::Sender<Result<TimeMs, Failure>>,
+    /// Held by whoever waits for the receipt: when nobody does, there is nothing to send.
+    bytes: Weak<Bytes>,
+    done: Answer,
 }
 
 /// The queue to one peer; it ends when the last of these is dropped.
@@ -27,8 +28,8 @@ struct Job {
 pub struct Sender(mpsc::UnboundedSender<Job>);
 
 impl Sender {
-    /// The queue is not bounded by itself: what waits in it is charged to a `Budget` by whoever
-    /// made the chunk.
+    /// The queue is not bounded by itself, and holds no bytes: those are charged to a `Budget` by
+    /// whoever waits for the chunk.
     pub fn start(link: Link) -> Self {
         let (queue, jobs) = mpsc::unbounded_channel();
         tokio::spawn(send_all(link, jobs));
@@ -38,12 +39,18 @@ impl Sender {
     /// The stamp of the peer's receipt.
     pub async fn send(&self, bytes: Bytes) -> Result<TimeMs, Failure> {
         let (done, answer) = oneshot::channel();
-        if self.0.send(Job { bytes, done }).is_err() {
+        let bytes = Arc::new(bytes);
+        if self.0.send(Job { bytes: Arc::downgrade(&bytes), done }).is_err() {
             return Err(Failure::Unreachable);
         }
-        answer.await.unwrap_or(Err(Failure::Unreachable))
+        let answer = answer.await.unwrap_or(Err(Failure::Unreachable));
+        drop(bytes);
+        answer
     }
 }
+
+type Answer = oneshot::Sender<Result<TimeMs, Failure>>;
+type Batch = Vec<(Bytes, Answer)>;
 
 async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let free = Arc::new(Semaphore::new(REQUESTS_MAX));
@@ -57,16 +64,23 @@ async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
                 None => return,
             },
         };
-        let mut size = first.bytes.len();
-        let mut batch = vec![first];
-        while size < BATCH_BYTES && batch.len() < BATCH_CHUNKS {
-            let Ok(job) = jobs.try_recv() else { break };
-            if size + job.bytes.len() > wire::chunks::BATCH_BYTES_MAX {
-                held = Some(job);
-                break;
+        let mut next = Some(first);
+        let (mut size, mut batch) = (0, Batch::default());
+        while let Some(job) = next.take() {
+            if let Some(bytes) = job.bytes.upgrade() {
+                if size > 0 && size + bytes.len() > wire::chunks::BATCH_BYTES_MAX {
+                    held = Some(job);
+                    break;
+                }
+                size += bytes.len();
+                batch.push((Bytes::clone(&bytes), job.done));
             }
-            size += job.bytes.len();
-            batch.push(job);
+            if size < BATCH_BYTES && batch.len() < BATCH_CHUNKS {
+                next = jobs.try_recv().ok();
+            }
+        }
+        if batch.is_empty() {
+            continue;
         }
         let link = link.clone();
         tokio::spawn(async move {
@@ -76,31 +90,31 @@ async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
     }
 }
 
-async fn send_batch(link: &Link, batch: Vec<Job>) {
-    let chunks: Vec<Bytes> = batch.iter().map(|job| job.bytes.clone()).collect();
+async fn send_batch(link: &Link, batch: Batch) {
+    let (chunks, waiting): (Vec<Bytes>, Vec<Answer>) = batch.into_iter().unzip();
     let count = chunks.len();
     match link.put(chunks).await {
         Ok(receipts) if receipts.len() == count => {
-            for (job, receipt) in batch.into_iter().zip(receipts) {
+            for (done, receipt) in waiting.into_iter().zip(receipts) {
                 // Whoever asked may have gone on to other peers meanwhile.
-                let _ = job.done.send(Ok(receipt.stamp));
+                let _ = done.send(Ok(receipt.stamp));
             }
         }
         Ok(receipts) => {
             tracing::warn!(peer = %link.peer(), chunks = count, receipts = receipts.len(),
                 "a peer gave another number of receipts than it got chunks");
-            answer_all(batch, Failure::Refused);
+            answer_all(waiting, Failure::Refused);
         }
         Err(error) => {
             tracing::debug!(%error, chunks = count, "chunks were not stored by a peer");
-            answer_all(batch, failure(&error));
+            answer_all(waiting, failure(&error));
         }
     }
 }
 
-fn answer_all(batch: Vec<Job>, why: Failure) {
-    for job in batch {
-        let _ = job.done.send(Err(why));
+fn answer_all(waiting: Vec<Answer>, why: Failure) {
+    for done in waiting {
+        let _ = done.send(Err(why));
     }
 }
 

@@ -31,7 +31,8 @@ impl Chunks {
     pub async fn watch(self: Arc<Self>) {
         loop {
             self.ask_peers().await;
-            self.complete_owed().await;
+            // Round after round while copies are made, so that a peer that was away is soon whole.
+            while self.complete_owed().await > 0 {}
             tokio::time::sleep(EVERY).await;
         }
     }
@@ -107,8 +108,9 @@ impl Chunks {
         }
     }
 
-    /// Makes copies that were owed because a peer was away.
-    async fn complete_owed(self: &Arc<Self>) {
+    /// Makes copies that were owed because a peer was away: how many chunks are whole now.
+    async fn complete_owed(self: &Arc<Self>) -> usize {
+        let (mut whole, mut away) = (0, HashSet::new());
         let due = lock(&self.owed).due(self.now(), OWED_PER_ROUND);
         for (chunk, debt) in due {
             let mut stored = debt.stored.clone();
@@ -120,30 +122,39 @@ impl Chunks {
                     continue;
                 }
             };
-            self.complete(chunk, bytes, debt.copies, &mut stored).await;
+            self.complete(chunk, bytes, debt.copies, &mut stored, &mut away).await;
+            whole += usize::from(stored.len() >= debt.copies);
             lock(&self.owed).note(chunk, stored, debt.copies, self.now());
         }
+        whole
     }
 
+    /// Peers that are `away` are not asked again in this round.
     async fn complete(
         &self,
         chunk: ChunkId,
         bytes: Bytes,
         copies: usize,
         stored: &mut Vec<PeerId>,
+        away: &mut HashSet<PeerId>,
     ) {
         let order = mictlan::cluster::place::place(chunk, &self.placement().layout);
         for place in order {
             if stored.len() >= copies {
                 return;
             }
-            if stored.contains(&place.peer) {
+            if stored.contains(&place.peer) || away.contains(&place.peer) {
                 continue;
             }
-            if let Some(sender) = self.sender(place.peer)
-                && sender.send(bytes.clone()).await.is_ok()
-            {
-                stored.push(place.peer);
+            let Some(sender) = self.sender(place.peer) else { continue };
+            match sender.send(bytes.clone()).await {
+                Ok(_) => {
+                    lock(&self.silent).remove(&place.peer);
+                    stored.push(place.peer);
+                }
+                Err(_) => {
+                    away.insert(place.peer);
+                }
             }
         }
     }

@@ -28,6 +28,11 @@ pub enum CliError {
     Ledger(#[from] crate::ledger::LedgerError),
     #[error("{0}")]
     Disk(#[from] crate::store::durable::DiskError),
+    #[error(
+        "unmounted, but not everything could be committed ({0}); it is in this host's journal, \
+         and the next mount of the volume with the same key commits it"
+    )]
+    NotAllCommitted(crate::store::durable::DiskError),
     #[error("{0}")]
     Mount(#[from] mictlan_mount::session::MountError),
     #[error("{0}")]
@@ -94,7 +99,7 @@ impl CliError {
             CliError::Here(_) => 8,
             CliError::Join(_) | CliError::Invite(_) => 9,
             CliError::Volume { .. } => 10,
-            CliError::NotCommitted(_) => 11,
+            CliError::NotCommitted(_) | CliError::NotAllCommitted(_) => 11,
             CliError::Orphaned { .. } => 3,
             // As shells say it of whom SIGINT ended.
             CliError::Interrupted => 130,

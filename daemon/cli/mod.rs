@@ -83,6 +83,7 @@ enum Verb {
 
 /// Runs the program; called as `mount.mictlan` it mounts.
 pub fn run() -> ExitCode {
+    crate::host::keep_freed_memory_together();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let name = arguments.first().and_then(|name| Path::new(name).file_name());
     let done = match name.is_some_and(|name| name == "mount.mictlan") {

@@ -178,9 +178,9 @@ pub async fn open(
     volume: Label,
     options: Options,
 ) -> Result<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>), CliError> {
-    let cache_bytes = options.memory_bytes / 4;
     let placing = Placing::of(connected, volume.clone());
-    let chunks = Chunks::new(connected.network.clone(), placing.now().await?, cache_bytes);
+    let memory = options.memory_bytes;
+    let chunks = Chunks::new(connected.network.clone(), placing.now().await?, memory);
     let network_changed = Arc::new(Notify::new());
     let start = Start {
         network: connected.network.clone(),
@@ -274,6 +274,15 @@ fn say_what_waits(error: FsError) {
 
 pub fn umount(args: UmountArgs) -> Result<ExitCode, CliError> {
     let dir = args.dir;
-    session::unmount(&dir, args.lazy).map_err(|error| CliError::Io(dir, error))?;
-    Ok(ExitCode::SUCCESS)
+    // The kernel tells the mount's process that it is gone, and waits for nothing. Whoever unmounts
+    // to mount elsewhere wants all of it on the peers first; a dead mount cannot be asked.
+    let waits = match args.lazy {
+        true => None,
+        false => crate::store::durable::sync_dir(&dir).err(),
+    };
+    session::unmount(&dir, args.lazy).map_err(|error| CliError::Io(dir.clone(), error))?;
+    match waits.filter(|error| error.kind() != std::io::ErrorKind::NotConnected) {
+        None => Ok(ExitCode::SUCCESS),
+        Some(error) => Err(CliError::NotAllCommitted(error)),
+    }
 }

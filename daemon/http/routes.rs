@@ -126,7 +126,9 @@ impl IntoResponse for Refusal {
             Failure::NotLeader { .. } => StatusCode::MISDIRECTED_REQUEST,
             Failure::NotHere(_) => StatusCode::NOT_IMPLEMENTED,
             Failure::StoreFull => StatusCode::INSUFFICIENT_STORAGE,
-            Failure::StoreFailed(_) | Failure::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::StoreFailed(_) | Failure::Busy(_) | Failure::ChunkDamaged(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Failure::DeadlinePassed => StatusCode::GATEWAY_TIMEOUT,
             Failure::OutcomeUnknown(_) => StatusCode::BAD_GATEWAY,
         };

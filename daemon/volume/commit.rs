@@ -17,7 +17,6 @@ use super::Volume;
 use super::file::OpenFile;
 use super::journal::{Entry, Seq};
 use super::local::journal_failed;
-use super::seal::What;
 use super::state::{BATCH_BYTES, Batch, Mode};
 use crate::chunks::{Charges, Put};
 use crate::host;
@@ -129,10 +128,7 @@ impl Volume {
     pub(super) async fn flush(&self, within: Duration) -> Result<(), FsError> {
         let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
         let sealed = async {
-            for file in files {
-                let _order = file.order.lock().await;
-                self.seal_file(&file, What::Everything).await?;
-            }
+            self.seal_small(files).await?;
             self.commit_all().await
         };
         timeout(within, sealed).await.map_err(|_| FsError::TimedOut)?

@@ -179,7 +179,11 @@ impl Volume {
             let _order = file.order.lock().await;
             self.seal_file(&file, What::Everything).await?;
         }
-        self.commit_all().await
+        match ino {
+            // Nobody else asks for all of it: the kernel keeps syncfs from a mount of this kind.
+            Ino::ROOT => self.flush(self.options.deadline).await,
+            _ => self.commit_all().await,
+        }
     }
 
     /// Everything that is sealed and every operation so far is committed when this returns.

@@ -13,7 +13,7 @@ impl Volume {
         let opened = self.chunks.open(&ring, node.address, self.options.deadline).await;
         let plaintext = opened.map_err(|error| {
             tracing::error!(%error, "metadata cannot be read now; nothing was changed");
-            FsError::Io
+            super::read::not_read(&error)
         })?;
         let decoded = Node::open(&node, &self.tree_keys, plaintext.to_vec());
         let decoded = decoded.map_err(|error| {

@@ -6,6 +6,7 @@
 
 use super::Volume;
 use super::local::broken;
+use crate::chunks::GetError;
 use bytes::{Bytes, BytesMut};
 use mictlan::file::Extent;
 use mictlan::id::{ChunkId, Ino};
@@ -121,7 +122,7 @@ impl Volume {
         let opened = self.chunks.open(&self.ring(), chunk, self.options.deadline).await;
         opened.map_err(|error| {
             tracing::error!(%error, "data cannot be read now; another copy may come back");
-            FsError::Io
+            not_read(&error)
         })
     }
 
@@ -144,6 +145,14 @@ impl Volume {
                 }
             });
         }
+    }
+}
+
+/// What a program is told of a chunk that could not be had.
+pub(super) fn not_read(error: &GetError) -> FsError {
+    match error {
+        GetError::NotInTime { .. } => FsError::TimedOut,
+        GetError::NoGoodCopy { .. } | GetError::NotOpened { .. } => FsError::Io,
     }
 }
 

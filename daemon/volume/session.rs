@@ -26,6 +26,8 @@ pub(super) const LIFETIME: Duration = Duration::from_secs(1);
 /// Without a lease, a reader waits this long for the leader's word on where the log stands, and
 /// then reads what is known here: with no quorum nobody can have committed anything newer.
 const CONFIRM_WAIT: Duration = Duration::from_secs(3);
+/// At the end of a mount: for copies beyond those that make a chunk durable.
+const LAST_COPIES_WAIT: Duration = Duration::from_secs(10);
 /// For so long nobody else waits for a leader that just was not there.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(5);
 
@@ -200,6 +202,7 @@ impl Volume {
         // over.
         self.flush(self.options.deadline).await?;
         self.last_snapshot().await;
+        self.chunks.settle(LAST_COPIES_WAIT).await;
         self.ending.store(true, Ordering::Relaxed);
         let close = {
             let core = self.core();

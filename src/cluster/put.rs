@@ -140,8 +140,18 @@ impl PutChunk {
         slow.chain([self.plan.give_up_at]).min()
     }
 
-    pub fn is_durable(&self) -> bool {
-        self.durable
+    /// Ends a put whose bytes can be kept no longer: what is missing is a debt. `None` when it is
+    /// not durable, because then the bytes are nowhere else, or when it is over already.
+    pub fn let_go(&mut self) -> Option<Effect> {
+        let ends = self.durable && !self.over;
+        self.over |= ends;
+        ends.then(|| Effect::Done { stored: self.stored() })
+    }
+
+    /// Who was asked and has said nothing yet.
+    pub fn unanswered(&self) -> impl Iterator<Item = PeerId> {
+        let open = self.asked().filter(|(_, c)| matches!(c, Copy::Asked { .. } | Copy::Slow));
+        open.map(|(place, _)| place.peer)
     }
 
     /// A receipt stays a receipt: a failure that crosses it changes nothing.
@@ -336,6 +346,20 @@ mod tests {
 
     fn done(peers: &[u64]) -> Effect {
         Effect::Done { stored: peers.iter().map(|n| PeerId(*n)).collect() }
+    }
+
+    #[test]
+    fn a_durable_put_can_be_let_go_and_another_cannot() {
+        let (mut put, _) = put(3, 9, 3, 2);
+        assert_eq!(put.let_go(), None, "the bytes are nowhere else");
+        put.on(TimeMs(1), stored(0));
+        assert_eq!(put.let_go(), None, "one copy of two");
+        put.on(TimeMs(2), stored(2));
+        assert_eq!(put.unanswered().collect::<Vec<_>>(), [PeerId(1)]);
+        let done = Effect::Done { stored: vec![PeerId(0), PeerId(2)] };
+        assert_eq!(put.let_go(), Some(done));
+        assert_eq!((put.let_go(), put.next_tick()), (None, None), "the end is said once");
+        assert_eq!(put.on(TimeMs(3), stored(1)), []);
     }
 
     #[test]
