@@ -17,6 +17,8 @@ use crate::store::{self, Store};
 use crate::voters::Voters;
 use mictlan::id::{Label, NetworkId, PeerId, PrincipalId};
 use mictlan::seal::Principal;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,8 +56,8 @@ pub struct Options {
     pub serve: Serve,
     /// Voters that are known before the ledger says who there is.
     pub seeds: Vec<(PeerId, PrincipalId, Vec<String>)>,
-    /// Nothing but this process speaks to it: no socket, no port.
-    pub embedded: bool,
+    /// No process that worked on the network before can still hold a lease of it.
+    pub alone: bool,
 }
 
 pub struct Here {
@@ -63,6 +65,7 @@ pub struct Here {
     pub sequencer: Arc<Sequencer>,
     pub store: Arc<Store>,
     pub transport: Transport,
+    options: Options,
     doors: Vec<Serving>,
 }
 
@@ -100,17 +103,37 @@ impl Here {
             me: options.me,
             seeds: options.seeds.iter().map(|(id, key, _)| (*id, *key)).collect(),
             voters: voters.clone(),
-            alone: options.embedded,
+            alone: options.alone,
         });
         let peer =
             Peer::new(options.network, options.identity.id(), Some(store.clone()), Some(service));
         let peer = Arc::new(peer);
         tokio::spawn(know_voters(sequencer.clone(), voters));
-        let doors = match options.embedded {
-            true => Vec::new(),
-            false => open_doors(&options, &peer).await?,
-        };
-        Ok(Self { peer, sequencer, store, transport, doors })
+        Ok(Self { peer, sequencer, store, transport, options, doors: Vec::new() })
+    }
+
+    /// From here on others reach it: at its address, if it has one, and at this machine's socket.
+    pub async fn open_doors(&mut self) -> Result<(), HereError> {
+        let options = &self.options;
+        let limits = Limits::of_process();
+        if let Some(address) = &options.serve.listen {
+            let failed = |cause| HereError::Listen { address: address.clone(), cause };
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let peer = self.peer.clone();
+            self.doors.push(serve_tls(listener, &options.identity, peer, limits)?);
+        }
+        match socket(options) {
+            Ok(listener) => {
+                let peer = self.peer.clone();
+                self.doors.push(serve_unix(listener, &options.identity, peer, limits));
+            }
+            // Who is the peer for himself alone can do without.
+            Err(error) if options.serve.listen.is_none() => {
+                tracing::warn!(%error, "no other command can reach the peer in this process");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// What it offers, in GiB: its share of the placed chunks.
@@ -125,6 +148,7 @@ impl Here {
 
     /// No new requests; those under way get a moment; then the sequencer stops.
     pub async fn stop(self) {
+        self.peer.leave();
         for door in self.doors {
             door.stop().await;
         }
@@ -146,14 +170,8 @@ async fn know_voters(sequencer: Arc<Sequencer>, voters: Arc<Voters>) {
     }
 }
 
-async fn open_doors(options: &Options, peer: &Arc<Peer>) -> Result<Vec<Serving>, HereError> {
-    let limits = Limits::of_process();
-    let mut doors = Vec::new();
-    if let Some(address) = &options.serve.listen {
-        let failed = |cause| HereError::Listen { address: address.clone(), cause };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        doors.push(serve_tls(listener, &options.identity, peer.clone(), limits)?);
-    }
+/// This machine's socket, for this user alone.
+fn socket(options: &Options) -> Result<UnixListener, HereError> {
     options.paths.make_runtime()?;
     let path = options.paths.socket(&options.name);
     let failed = |cause| HereError::Socket { path: path.clone(), cause };
@@ -164,8 +182,8 @@ async fn open_doors(options: &Options, peer: &Arc<Peer>) -> Result<Vec<Serving>,
         _ => {}
     }
     let listener = UnixListener::bind(&path).map_err(failed)?;
-    doors.push(serve_unix(listener, &options.identity, peer.clone(), limits));
-    Ok(doors)
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
 }
 
 /// The seeds that a configuration names.

@@ -18,6 +18,7 @@ use mictlan::wire::{
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
+use tokio::sync::watch;
 
 /// Who asks: proven by a TLS handshake, by a signed challenge, or by being this process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,6 +140,8 @@ pub struct Peer {
     pub principal: PrincipalId,
     store: Option<Arc<Store>>,
     sequencing: Option<Arc<dyn Sequencing>>,
+    /// It is about to stop: nobody is kept waiting for news.
+    leaving: watch::Sender<bool>,
 }
 
 impl Peer {
@@ -148,7 +151,25 @@ impl Peer {
         store: Option<Arc<Store>>,
         sequencing: Option<Arc<dyn Sequencing>>,
     ) -> Self {
-        Self { network, principal, store, sequencing }
+        Self { network, principal, store, sequencing, leaving: watch::Sender::new(false) }
+    }
+
+    /// Who waits for news is sent away, to another peer or to this one when it is back.
+    pub fn leave(&self) {
+        self.leaving.send_replace(true);
+    }
+
+    async fn unless_leaving<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let mut leaving = self.leaving.subscribe();
+        tokio::select! {
+            answer = answer => answer,
+            _ = leaving.wait_for(|leaving| *leaving) => {
+                Err(Failure::Busy("this peer is about to stop".to_owned()))
+            }
+        }
     }
 
     /// Whether a key is anyone here; all others learn nothing but that.
@@ -240,12 +261,14 @@ impl Peer {
         heartbeat: Heartbeat,
     ) -> Result<HeartbeatReply, Failure> {
         self.allow(caller, |who| who.reads)?;
-        self.ledger()?.heartbeat(caller.principal, heartbeat).await
+        let ledger = self.ledger()?;
+        self.unless_leaving(ledger.heartbeat(caller.principal, heartbeat)).await
     }
 
     pub async fn follow(&self, caller: Caller, follow: Follow) -> Result<Page, Failure> {
         self.allow(caller, |who| who.known)?;
-        self.ledger()?.follow(caller.principal, follow).await
+        let ledger = self.ledger()?;
+        self.unless_leaving(ledger.follow(caller.principal, follow)).await
     }
 
     pub async fn head(&self, caller: Caller) -> Result<Head, Failure> {

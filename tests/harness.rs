@@ -208,10 +208,17 @@ pub fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// Until its last thread has ended: a killed process's first thread may be gone before its files
+/// and their locks are.
 pub fn alive(pid: i32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = status.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
-    state.is_some_and(|state| state != 'Z' && state != 'X')
+    let mut threads =
+        std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let runs = |thread: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = status.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        state.is_some_and(|state| state != 'Z' && state != 'X')
+    };
+    threads.any(runs)
 }
 
 pub fn signal(pid: i32, signal: i32) {

@@ -54,7 +54,7 @@ async fn on(connected: &connect::Connected, verb: &LedgerVerb) -> Result<ExitCod
     let mut out = std::io::stdout();
     match verb {
         LedgerVerb::Verify { args, .. } => {
-            if let Some(here) = &connected.here {
+            if let Some(here) = connected.near.as_ref().and_then(|near| near.here()) {
                 // A peer that has just started in this process cosigns its end of the log first.
                 here.sequencer.wait_published(Position(0), DEADLINE).await;
             }

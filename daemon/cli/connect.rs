@@ -1,10 +1,12 @@
 //! How a command reaches its network: a peer in this process, one on this machine, or others.
 //!
 //! Owns: the choice between them, and the embedded network that is made where none is configured.
+//! `near` has the peer on this machine.
 //! Invariant: the network is the one that the configuration names by its hash; a name alone
 //! decides nothing.
 
 use super::error::CliError;
+use super::near::{Attached, Near, Spot};
 use crate::config::{Config, Network as Configured, Paths, Serve};
 use crate::founding::{self, Author, COPIES, Founder};
 use crate::here::{self, Here};
@@ -35,8 +37,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A network that answers.
 pub struct Connected {
-    /// The peer that runs in this process, if one does.
-    pub here: Option<Arc<Here>>,
+    /// This machine's own peer, if it is one of the network.
+    pub near: Option<Near>,
     pub network: Arc<Network>,
     pub transport: Transport,
     /// The peers that the configuration names, or the one on this machine.
@@ -68,7 +70,12 @@ pub async fn connect(name: Option<&Label>, key: Option<&Label>) -> Result<Connec
     let mut begun = None;
     if config.networks.is_empty() && name.is_none() {
         let home = label(HOME)?;
-        begun = Some(found(&paths, &mut config, &home, None).await?);
+        begun = match found(&paths, &mut config, &home, None).await {
+            Ok(begun) => Some(begun),
+            // Another process was first, a moment ago.
+            Err(CliError::NetworkExists(_)) => None,
+            Err(error) => return Err(error),
+        };
     }
     let name = name.or(config.network.as_ref()).cloned().ok_or(CliError::NoNetwork)?;
     let configured = config.networks.get(&name).cloned().ok_or_else(|| {
@@ -85,29 +92,15 @@ async fn connect_as(
     name: &Label,
     configured: &Configured,
     principal: Arc<Principal>,
-    begun: Option<Here>,
+    begun: Option<(Here, Attached)>,
 ) -> Result<Connected, CliError> {
     let transport = Transport::new(principal.clone())?;
-    let mut here = None;
+    let mut near = None;
     let first = match &configured.serve {
         Some(serve) => {
-            let peer = keyfile::load_public(&public_path(paths, &serve.key))?.1.signing;
-            let link = transport.unix(&paths.socket(name), configured.id, peer)?;
-            let serving = begun.is_none() && link.status().await.is_ok();
-            match serving {
-                true => vec![(PeerId(serve.id), link)],
-                false => {
-                    let started = match begun {
-                        Some(begun) => begun,
-                        None => start_here(paths, name, configured, serve).await?,
-                    };
-                    let started = Arc::new(started);
-                    let caller = Caller { principal: principal.id(), local: true };
-                    let link = Link::Embedded(started.peer.clone(), caller);
-                    here = Some(started);
-                    vec![(PeerId(serve.id), link)]
-                }
-            }
+            let (link, own) = reach(paths, name, configured, serve, &transport, begun).await?;
+            near = Some(own);
+            vec![(PeerId(serve.id), link)]
         }
         None => here::seeds(configured)
             .into_iter()
@@ -116,7 +109,7 @@ async fn connect_as(
     };
     let network = Arc::new(Network::new(provisional(&first)));
     let connected = Connected {
-        here,
+        near,
         network,
         transport,
         first,
@@ -127,6 +120,38 @@ async fn connect_as(
     };
     connected.learn_peers().await?;
     Ok(connected)
+}
+
+/// This machine's peer: the one that was begun, one that another process is, or a new one here.
+async fn reach(
+    paths: &Paths,
+    name: &Label,
+    configured: &Configured,
+    serve: &Serve,
+    transport: &Transport,
+    begun: Option<(Here, Attached)>,
+) -> Result<(Link, Near), CliError> {
+    let spot = Spot {
+        paths: paths.clone(),
+        name: name.clone(),
+        configured: configured.clone(),
+        serve: serve.clone(),
+    };
+    let socket = spot.link(transport)?;
+    let (here, attached) = match begun {
+        Some((mut here, attached)) => {
+            here.open_doors().await?;
+            (Some(here), attached)
+        }
+        None => spot.find(&socket).await?,
+    };
+    let caller = Caller { principal: transport.principal().id(), local: true };
+    let link = match &here {
+        Some(here) => Link::Embedded(here.peer.clone(), caller),
+        None => socket.clone(),
+    };
+    let near = Near::new(&spot, &socket, here, attached);
+    Ok((link, near))
 }
 
 /// Until the ledger says who there is, each configured peer is taken for a voter.
@@ -173,10 +198,8 @@ impl Connected {
 
     /// The end of a command: a peer in this process stops in order.
     pub async fn close(self) {
-        if let Some(here) = self.here
-            && let Ok(here) = Arc::try_unwrap(here).map_err(drop)
-        {
-            here.stop().await;
+        if let Some(near) = self.near {
+            near.stop().await;
         }
     }
 }
@@ -206,12 +229,13 @@ fn public_path(paths: &Paths, key: &Label) -> PathBuf {
     paths.keys().join(format!("{key}.pub"))
 }
 
-/// Opens the peer of this network in this process.
+/// Opens the peer of this network in this process; `alone`: no lease can be left from before.
 pub async fn start_here(
     paths: &Paths,
     name: &Label,
     configured: &Configured,
     serve: &Serve,
+    alone: bool,
 ) -> Result<Here, CliError> {
     let identity = Arc::new(load_key(paths, &serve.key)?);
     let options = here::Options {
@@ -221,11 +245,13 @@ pub async fn start_here(
         me: PeerId(serve.id),
         peer_name: serve.name.clone(),
         identity,
-        embedded: serve.listen.is_none(),
+        alone,
         serve: serve.clone(),
         seeds: here::seeds(configured),
     };
-    Ok(Here::start(options).await?)
+    let mut here = Here::start(options).await?;
+    here.open_doors().await?;
+    Ok(here)
 }
 
 /// Makes a network of one peer, this machine, and writes it into the configuration. The peer that
@@ -235,10 +261,12 @@ pub async fn found(
     config: &mut Config,
     name: &Label,
     listen: Option<String>,
-) -> Result<Here, CliError> {
-    if config.networks.contains_key(name) {
-        return Err(CliError::NetworkExists(name.to_string()));
-    }
+) -> Result<(Here, Attached), CliError> {
+    let is_there = || {
+        *config = Config::load(&paths.config_file())?;
+        Ok(config.networks.contains_key(name))
+    };
+    let attached = Attached::alone(paths, name, is_there).await?;
     let key = config.key.clone().map_or_else(|| label(DEFAULT_KEY), Ok)?;
     let principal = make_or_load(paths, &key)?;
     let peer_key = label(&format!("peer-{name}"))?;
@@ -276,7 +304,7 @@ pub async fn found(
         identity: Arc::new(peer),
         serve: serve.clone(),
         seeds: Vec::new(),
-        embedded: true,
+        alone: true,
     };
     let here = Here::start(begun).await?;
     let founded = here.sequencer.bootstrap(genesis, DEADLINE).await;
@@ -297,7 +325,8 @@ pub async fn found(
     config.networks.insert(name.clone(), configured);
     durable::remove_file(&marker)?; // crash here: a whole network, which is refused, not removed
     config.save(&paths.config_file())?;
-    Ok(here)
+    attached.share(name).await?;
+    Ok((here, attached))
 }
 
 /// Makes the directory of a new network and marks it as unfinished. One that is there already and

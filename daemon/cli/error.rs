@@ -55,6 +55,16 @@ pub enum CliError {
     NoNetwork,
     #[error("no network {name:?} is configured here; there are: {there}")]
     UnknownNetwork { name: String, there: String },
+    #[error(
+        "this machine's peer is another mictlan ({holder}) that does not answer; wait for its end, \
+         or end it: mictlan umount DIR, or kill it, which loses nothing acknowledged"
+    )]
+    Held { holder: String },
+    #[error(
+        "other processes of this machine work on network {network}, or make it; end them first: \
+         mictlan umount DIR"
+    )]
+    InUse { network: String },
     #[error("a network {0:?} is configured already; choose another name: mictlan init NAME")]
     NetworkExists(String),
     #[error("no key is configured; choose one: -o key=NAME, or make one: mictlan key new NAME")]
@@ -96,7 +106,7 @@ impl CliError {
             CliError::Call(_) | CliError::Link(_) => 5,
             CliError::Mount(_) => 6,
             CliError::Open(_) => 7,
-            CliError::Here(_) => 8,
+            CliError::Here(_) | CliError::Held { .. } | CliError::InUse { .. } => 8,
             CliError::Join(_) | CliError::Invite(_) => 9,
             CliError::Volume { .. } => 10,
             CliError::NotCommitted(_) | CliError::NotAllCommitted(_) => 11,

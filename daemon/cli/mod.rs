@@ -13,6 +13,7 @@ pub mod ledger;
 mod manual;
 mod members;
 mod mount;
+mod near;
 mod peers;
 mod placing;
 mod serve;

@@ -224,8 +224,8 @@ async fn until_the_end(
     let dir = mounted.dir().to_owned();
     let mut unmounted = tokio::task::spawn_blocking(move || mounted.wait());
     let failed = async {
-        match &connected.here {
-            Some(here) => here.ended().await,
+        match &connected.near {
+            Some(near) => near.ended().await,
             None => std::future::pending().await,
         }
     };

@@ -2,6 +2,7 @@
 
 use super::connect::{self, Connected, label};
 use super::error::CliError;
+use super::near::Near;
 use super::{log, runtime};
 use crate::config::{Config, KnownPeer, Network as Configured, Paths, Serve};
 use crate::founding::Author;
@@ -84,7 +85,7 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
     let started = tokio::time::Instant::now();
     while !connected.network.peers().iter().any(|known| listens(&known))
         && started.elapsed() < ANNOUNCED_WITHIN
-        && connected.here.is_none()
+        && connected.near.as_ref().is_none_or(Near::is_announced)
     {
         connected.learn_peers().await?;
         tokio::time::sleep(Duration::from_millis(100)).await;

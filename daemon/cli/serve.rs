@@ -48,7 +48,7 @@ pub fn init(args: Init) -> Result<ExitCode, CliError> {
     let mut config = Config::load(&paths.config_file())?;
     let listen = args.listen;
     runtime.block_on(async {
-        let here = connect::found(&paths, &mut config, &name, listen).await?;
+        let (here, _alone) = connect::found(&paths, &mut config, &name, listen).await?;
         here.stop().await;
         Ok::<_, CliError>(())
     })?;
@@ -100,7 +100,7 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     let (serve, changed) = (serve.clone(), *serve != before);
     let configured = configured.clone();
-    let here = connect::start_here(&paths, &name, &configured, &serve).await?;
+    let here = connect::start_here(&paths, &name, &configured, &serve, false).await?;
     if changed {
         config.save(&file)?;
     }

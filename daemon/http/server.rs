@@ -133,6 +133,7 @@ async fn accept_tcp(
         });
         while open.try_join_next().is_some() {}
     }
+    drop(listener); // who comes now is refused at once, and asks another peer
     finish(open).await;
 }
 
@@ -155,6 +156,7 @@ async fn accept_unix(listener: UnixListener, port: Port, mut stop: watch::Receiv
         });
         while open.try_join_next().is_some() {}
     }
+    drop(listener); // who comes now is refused at once, and asks another peer
     finish(open).await;
 }
 

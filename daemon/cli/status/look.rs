@@ -3,13 +3,13 @@
 use super::{JournalLine, MountLine, PeerLine, Problem, Report, VolumeLine};
 use crate::cli::connect;
 use crate::cli::error::CliError;
+use crate::cli::near::{Near, Spot};
 use crate::config::{Config, Network as Configured, Paths};
-use crate::here::{self, Here, HereError};
+use crate::here;
 use crate::http::transport::Transport;
 use crate::link::{Link, LinkError};
 use crate::network::Network;
 use crate::peer::Caller;
-use crate::store;
 use futures::future::join_all;
 use mictlan::id::{Label, PeerId};
 use mictlan::wire::{Answer, PeerInfo, Query, Status};
@@ -34,51 +34,49 @@ pub async fn network(
     let key = config.key.as_ref().ok_or(CliError::NoKey)?;
     let principal = Arc::new(connect::load_key(paths, key)?);
     let transport = Transport::new(principal.clone())?;
-    let mut here = None;
+    let mut near = None;
     let mut first = Vec::new();
     if let Some(serve) = &configured.serve {
-        let peer = connect::key_of(serve, paths)?;
-        let link = transport.unix(&paths.socket(name), configured.id, peer)?;
-        if matches!(timeout(WITHIN, link.status()).await, Ok(Ok(_))) {
-            first.push((PeerId(serve.id), link));
-        } else if serve.listen.is_none() {
-            // Nobody runs it and it is this user's alone: it is looked at from inside.
-            match connect::start_here(paths, name, configured, serve).await {
-                Ok(started) => {
-                    let caller = Caller { principal: principal.id(), local: true };
-                    first.push((PeerId(serve.id), Link::Embedded(started.peer.clone(), caller)));
-                    here = Some(started);
+        let spot = Spot {
+            paths: paths.clone(),
+            name: name.clone(),
+            configured: configured.clone(),
+            serve: serve.clone(),
+        };
+        let mut link = spot.link(&transport)?;
+        if serve.listen.is_none() {
+            // This user's alone: where no process runs it, it is looked at from inside.
+            match spot.find(&link).await {
+                Ok((here, attached)) => {
+                    let socket = link.clone();
+                    if let Some(here) = &here {
+                        let caller = Caller { principal: principal.id(), local: true };
+                        link = Link::Embedded(here.peer.clone(), caller);
+                    }
+                    near = Some(Near::new(&spot, &socket, here, attached));
                 }
-                Err(CliError::Here(HereError::Store(store::OpenError::Dir(
-                    store::DirError::InUse { holder, .. },
-                )))) => report.problems.push(in_mount(&holder)),
+                Err(CliError::Held { holder }) => report.problems.push(held(&holder)),
                 Err(error) => return Err(error),
             }
-        } else {
-            first.push((PeerId(serve.id), link));
         }
+        first.push((PeerId(serve.id), link));
     }
     for (id, key, addresses) in here::seeds(configured) {
         first.push((id, transport.link(key, &addresses)));
     }
     ask(report, &transport, first).await;
-    stop(here).await;
+    if let Some(near) = near {
+        near.stop().await;
+    }
     Ok(())
 }
 
-async fn stop(here: Option<Here>) {
-    if let Some(here) = here {
-        here.stop().await;
-    }
-}
-
-fn in_mount(holder: &str) -> Problem {
+fn held(holder: &str) -> Problem {
     Problem {
-        code: "in-mount",
-        what: format!("the network's peer runs inside a mount on this host ({holder})"),
-        next: "to ask it from outside too: mictlan umount DIR, mictlan serve, mictlan mount DIR"
-            .to_owned(),
-        severe: false,
+        code: "peer-held",
+        what: format!("this machine's peer is another mictlan ({holder}) that does not answer"),
+        next: "wait for its end, or end it: mictlan umount DIR".to_owned(),
+        severe: true,
     }
 }
 

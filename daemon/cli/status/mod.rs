@@ -12,7 +12,7 @@
 //! | `few-peers` | a volume wants more copies than there are peers |
 //! | `unpublished` | records wait for cosignatures |
 //! | `journal-waits` | an ended mount of this host left what is not committed |
-//! | `in-mount` | the network's only peer is inside a mount, which alone can be asked |
+//! | `peer-held` | a process that does not answer has this machine's store |
 //! | `not-mounted` | the directory is no mount of mictlan |
 
 mod look;
@@ -150,8 +150,7 @@ pub fn df(which: Which) -> Result<ExitCode, CliError> {
 
 fn code(report: &Report) -> ExitCode {
     let nobody = !report.peers.iter().any(|peer| peer.answers);
-    let in_mount = report.problems.iter().any(|problem| problem.code == "in-mount");
-    match (nobody && !in_mount, report.problems.iter().any(|problem| problem.severe)) {
+    match (nobody, report.problems.iter().any(|problem| problem.severe)) {
         (true, _) => ExitCode::from(NOBODY_ANSWERS),
         (_, true) => ExitCode::from(NEEDS_ATTENTION),
         (_, false) => ExitCode::SUCCESS,
@@ -196,10 +195,9 @@ impl Report {
     /// What the facts mean; then the verdict.
     fn judge(&mut self) {
         let mut found = std::mem::take(&mut self.problems);
-        let in_mount = found.iter().any(|problem| problem.code == "in-mount");
         self.voters = self.peers.iter().filter(|peer| peer.voter).count();
         self.voters_present = self.peers.iter().filter(|peer| peer.voter && peer.answers).count();
-        if !in_mount && self.voters_present * 2 <= self.voters {
+        if self.voters_present * 2 <= self.voters {
             let (present, voters) = (self.voters_present, self.voters);
             found.push(Problem {
                 code: "no-quorum",
@@ -212,7 +210,7 @@ impl Report {
             });
         }
         for peer in &self.peers {
-            found.extend(peer.problems(in_mount));
+            found.extend(peer.problems());
         }
         let homes = self.peers.iter().filter(|peer| peer.storage).count();
         for volume in self.volumes.iter().filter(|volume| usize::from(volume.copies) > homes) {
@@ -246,20 +244,19 @@ impl Report {
         }
         self.problems = found;
         let severe = self.problems.iter().filter(|problem| problem.severe).count();
-        self.verdict = match (severe, in_mount) {
-            (0, false) => "works".to_owned(),
-            (0, true) => "works, inside its mount".to_owned(),
-            (1, _) => "1 problem needs attention".to_owned(),
-            (n, _) => format!("{n} problems need attention"),
+        self.verdict = match severe {
+            0 => "works".to_owned(),
+            1 => "1 problem needs attention".to_owned(),
+            n => format!("{n} problems need attention"),
         };
     }
 }
 
 impl PeerLine {
-    fn problems(&self, in_mount: bool) -> Vec<Problem> {
+    fn problems(&self) -> Vec<Problem> {
         let mut found = Vec::new();
         let PeerLine { id, name, .. } = self;
-        if !self.answers && !in_mount {
+        if !self.answers {
             let why = self.last_word.clone().unwrap_or_default();
             found.push(Problem {
                 code: "peer-silent",
