@@ -33,6 +33,7 @@ pub struct Home {
     dir: tempfile::TempDir,
     mounts: Mutex<Vec<PathBuf>>,
     children: Mutex<Vec<Child>>,
+    log: Mutex<Option<&'static str>>,
 }
 
 impl Default for Home {
@@ -44,7 +45,7 @@ impl Default for Home {
 impl Home {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("mictlan-test-").tempdir().expect("a directory");
-        Self { dir, mounts: Mutex::default(), children: Mutex::default() }
+        Self { dir, mounts: Mutex::default(), children: Mutex::default(), log: Mutex::default() }
     }
 
     pub fn path(&self) -> &Path {
@@ -55,7 +56,15 @@ impl Home {
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(program());
         command.args(arguments).env("MICTLAN_HOME", self.path().join("home")).stdin(Stdio::null());
+        if let Some(level) = *self.log.lock().expect("no test panics here") {
+            command.env("MICTLAN_LOG", level);
+        }
         command
+    }
+
+    /// How much the programs of this home say from now on.
+    pub fn set_log(&self, level: &'static str) {
+        *self.log.lock().expect("no test panics here") = Some(level);
     }
 
     /// Runs a verb to its end.

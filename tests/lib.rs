@@ -1,5 +1,7 @@
 //! The promises of mictlan, each a test.
 
+pub mod canary;
+pub mod capture;
 pub mod disk;
 pub mod harness;
 pub mod sample_log;

@@ -71,6 +71,20 @@ impl Peer {
         self.home.stop(pid, libc::SIGKILL);
     }
 
+    /// Starts again, now saying all that it does, and serves its metrics at the address returned.
+    pub fn talk(&self) -> String {
+        let metrics = addresses(1).remove(0);
+        let file = self.home.path().join("home/config/config.toml");
+        let config = std::fs::read_to_string(&file).expect("a configuration");
+        let changed = config.replace("127.0.0.1:4511", &metrics);
+        assert_ne!(config, changed, "where metrics are served stands in it");
+        std::fs::write(file, changed).expect("written");
+        self.kill();
+        self.home.set_log("debug");
+        self.serve();
+        metrics
+    }
+
     /// Where this peer keeps chunks and the ledger.
     pub fn data(&self) -> PathBuf {
         self.home.path().join("home/data/networks/net")
@@ -83,9 +97,9 @@ impl Peer {
         note.lines().nth(1).and_then(|size| size.parse().ok()).unwrap_or(0)
     }
 
-    /// Bytes of its store on disk.
+    /// Bytes of the chunks that it stores; its index has room for more than it holds.
     pub fn stored_bytes(&self) -> u64 {
-        files(&self.data().join("store")).iter().map(|(_, size)| size).sum()
+        files(&self.data().join("store/segments")).iter().map(|(_, size)| size).sum()
     }
 }
 
