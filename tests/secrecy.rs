@@ -131,11 +131,11 @@ fn keys(three: &Three, home: &Home, member: &str) -> Vec<Canary> {
     let is_for = |wrap: &Wrap| wrap.member.as_str() == member;
     let records = records(&three.peers[0]);
     let bodies = records.iter().filter_map(|line| Line::parse(line).ok()?.p.body().ok());
-    let wraps = bodies.filter_map(|body| match body {
+    let mut wraps = bodies.filter_map(|body| match body {
         Body::Wrap(wrap) if is_for(&wrap) => Some(wrap),
         _ => None,
     });
-    let wrap = wraps.last().expect("the volume's secrets are wrapped for each member");
+    let wrap = wraps.next_back().expect("the volume's secrets are wrapped for each member");
     let config = fs::read_to_string(home.path().join("home/config/config.toml")).expect("one");
     let id = config.lines().find_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"'));
     let id = NetworkId(hex::decode(id.expect("an id")).expect("hex").try_into().expect("32"));
