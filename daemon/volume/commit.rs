@@ -91,7 +91,7 @@ impl Volume {
         let core = self.core();
         let full = |batch: &Batch| batch.closed || batch.writes.size_bytes() >= BATCH_BYTES;
         let wanted = progress.wanted > progress.committed && !core.queue.is_empty();
-        let tight = progress.room_wanted || self.budget.is_tight();
+        let tight = progress.room_wanted || self.budget.is_tight() || core.is_between_attempts();
         let batch_due = core.queue.front().is_some_and(full);
         drop(core);
         wanted || tight || batch_due || self.next_due().is_some_and(|due| due <= Instant::now())
@@ -104,6 +104,7 @@ impl Volume {
             progress.room_wanted = false;
             false
         });
+        self.next_attempt().await?;
         self.seal_small(self.due_files(tight)).await?;
         match self.commit_front().await? {
             Ok(()) => Ok(()),
@@ -118,8 +119,8 @@ impl Volume {
         let now = Instant::now();
         let due = |file: &Arc<OpenFile>| {
             let data = file.data();
-            data.since
-                .is_some_and(|since| tight || data.journaled.is_some() || since + BEHIND <= now)
+            let journaled = data.journaled.is_some() || data.tail.is_journaled();
+            data.since.is_some_and(|since| tight || journaled || since + BEHIND <= now)
         };
         files.into_iter().filter(due).collect()
     }
@@ -141,10 +142,11 @@ impl Volume {
         deadline: Instant,
     ) -> Result<Committed, FsError> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let conflicts = self.progress.borrow().conflicts;
-        match timeout(left, self.commit_until(Seq(seq.0 + 1))).await {
-            Ok(Ok(())) if self.progress.borrow().conflicts == conflicts => Ok(Committed::Yes),
-            Ok(Ok(())) => Ok(Committed::Conflict),
+        let done = timeout(left, self.commit_until(Seq(seq.0 + 1))).await;
+        let refused = self.core().refused.remove(&seq);
+        match done {
+            Ok(Ok(())) if refused => Ok(Committed::Conflict),
+            Ok(Ok(())) => Ok(Committed::Yes),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(FsError::TimedOut),
         }
@@ -305,7 +307,10 @@ impl Volume {
                 self.snapshot_wanted.notify_one();
                 Err(FsError::TimedOut)
             }
-            Refusal::Conflict { .. } | Refusal::StaleBase { .. } => self.after_conflict().await,
+            Refusal::Conflict { .. } | Refusal::StaleBase { .. } => {
+                self.core().session.attempt_ended = true;
+                self.next_attempt().await
+            }
             Refusal::Fenced { .. }
             | Refusal::SessionEnded { .. }
             | Refusal::OldAttempt { .. }

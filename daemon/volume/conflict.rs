@@ -1,61 +1,112 @@
 //! Another session was first: what waits here is planned again on what is true now.
 //!
 //! Owns: the end of an attempt, and the second plan of what was in it.
+//!
+//! The order, and what a crash leaves at each step:
+//! 1. what the other session did is applied here;
+//! 2. what was refused, and all after it, is taken out of the view and of the batches;
+//! 3. each of it that was acknowledged is planned again, into the journal and the view (crash: the
+//!    journal has some operations twice, and a replay does them twice; none is missing);
+//! 4. the journal notes that the old ones are void.
+//!
 //! Invariant: an operation that somebody waits for is given back to him; one that was acknowledged
-//! is placed again, or, where it is refused now, kept as `recover` keeps it.
+//! is placed again, or, where it is refused now, kept as `recover` keeps it. Until that is done
+//! nothing else is placed, so that nothing is planned on a state in which it is missing; what
+//! cannot be placed yet waits here and is tried again.
 
 use super::Volume;
-use super::journal::Entry;
+use super::journal::{Entry, Seq};
 use super::local::{Tried, Under, journal_failed};
-use super::state::{Batch, Placed};
-use crate::chunks::Charges;
+use super::state::{Core, Placed};
+use crate::chunks::{Charges, Put};
 use mictlan::id::Attempt;
 use mictlan::meta::error::FsError;
-use tokio::time::Instant;
+use std::collections::VecDeque;
+use tokio::time::{Instant, timeout};
+
+/// Operations between two attempts.
+pub struct Replan {
+    /// Those that were refused have these numbers.
+    from: Seq,
+    until: Seq,
+    /// What is still to be placed, in order.
+    again: VecDeque<Placed>,
+    /// Chunks that they name.
+    puts: Vec<Put>,
+    /// The oldest entry of the journal that they need.
+    floor: Seq,
+}
 
 impl Volume {
-    /// After a refusal that ended the attempt.
-    pub(super) async fn after_conflict(&self) -> Result<(), FsError> {
-        let Some(batches) = self.take_back()? else { return Ok(()) };
-        let deadline = Instant::now() + self.options.deadline;
-        self.catch_up(deadline).await?;
-        let mut puts = Vec::new();
-        let mut again = Vec::new();
-        for batch in batches {
-            puts.extend(batch.puts);
-            puts.extend(batch.inline.map(|sealed| self.chunks.put(sealed, Charges::new())));
-            again.extend(batch.placed.into_iter().filter(|placed| !placed.waited_for));
+    /// Before anything is proposed: what a refusal left to do is done.
+    pub(super) async fn next_attempt(&self) -> Result<(), FsError> {
+        if self.core().session.attempt_ended {
+            self.catch_up(Instant::now() + self.options.deadline).await?; // step 1
+            self.take_back()?; // step 2
         }
-        for placed in again {
-            self.place_second(placed).await?;
-        }
-        let mut core = self.core();
-        if let Some(batch) = core.queue.back_mut() {
-            batch.puts.extend(puts);
-        }
-        Ok(())
+        self.replan().await
     }
 
     /// Takes everything that is not committed out of the view, and begins the next attempt.
-    fn take_back(&self) -> Result<Option<Vec<Batch>>, FsError> {
+    fn take_back(&self) -> Result<(), FsError> {
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let mut core = self.core();
-        let batches: Vec<Batch> = core.queue.drain(..).collect();
-        let first = batches.iter().flat_map(|batch| &batch.placed).map(|placed| placed.seq).min();
-        let Some(first) = first else { return Ok(None) };
+        assert!(core.replan.is_none(), "nothing is proposed while operations are planned again");
+        let placed = || core.queue.iter().flat_map(|batch| &batch.placed);
         let until = journal.next();
-        let dropped = Entry::Dropped { from: first, until };
-        journal.append(&dropped).map_err(|error| journal_failed(&error))?;
-        core.view.drop_local(first.0);
+        let from = placed().map(|placed| placed.seq).min().unwrap_or(until);
+        let floor = core.queue.iter().map(|batch| batch.floor).min().unwrap_or(from);
+        let mut replan = Replan { from, until, again: VecDeque::new(), puts: vec![], floor };
+        let mut refused = Vec::new();
+        for batch in std::mem::take(&mut core.queue) {
+            replan.puts.extend(batch.puts);
+            let inline = batch.inline.map(|sealed| self.chunks.put(sealed, Charges::new()));
+            replan.puts.extend(inline);
+            for placed in batch.placed {
+                match placed.waited_for {
+                    true => refused.push(placed.seq),
+                    false => replan.again.push_back(placed),
+                }
+            }
+        }
+        core.refused.extend(refused);
+        core.view.drop_local(from.0);
         core.session.attempt = Attempt(core.session.attempt.0 + 1);
         core.session.n = 1;
+        core.session.attempt_ended = false;
         core.session.waiting = None;
+        core.replan = Some(replan);
+        Ok(())
+    }
+
+    /// Places what was taken back. After an error the rest waits for the next call.
+    async fn replan(&self) -> Result<(), FsError> {
+        loop {
+            let next = match &self.core().replan {
+                Some(replan) => replan.again.front().cloned(),
+                None => return Ok(()),
+            };
+            let Some(placed) = next else { break };
+            self.place_second(placed).await?; // step 3
+        }
+        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+        let mut core = self.core();
+        let Some(Replan { from, until, puts, .. }) = core.replan.take() else { return Ok(()) };
+        if let Err(error) = journal.append(&Entry::Dropped { from, until }) {
+            // step 4
+            let (again, floor) = (VecDeque::new(), from);
+            core.replan = Some(Replan { from, until, again, puts, floor });
+            return Err(journal_failed(&error));
+        }
+        for batch in &mut core.queue {
+            batch.puts.extend_from_slice(&puts);
+        }
         drop(core);
         self.progress.send_modify(|progress| {
             progress.conflicts += 1;
             progress.committed = progress.committed.max(until);
         });
-        Ok(Some(batches))
+        Ok(())
     }
 
     async fn place_second(&self, placed: Placed) -> Result<(), FsError> {
@@ -63,7 +114,17 @@ impl Volume {
         loop {
             let tried = {
                 let mut core = self.core();
-                self.try_place(&mut core, &op, now, covers, Under::Certification)
+                let tried = self.try_place(&mut core, &op, now, covers, Under::Again);
+                if let Ok(Tried::Done(..)) = tried {
+                    let done = core.replan.as_mut().map(|replan| {
+                        replan.again.pop_front();
+                        replan.floor
+                    });
+                    if let (Some(batch), Some(floor)) = (core.queue.back_mut(), done) {
+                        batch.floor = batch.floor.min(floor);
+                    }
+                }
+                tried
             };
             match tried {
                 Ok(Tried::Missing(node)) => self.fetch_node(node).await?,
@@ -71,8 +132,40 @@ impl Volume {
                 Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => {
                     return Err(error);
                 }
-                Err(error) => return self.refused_again(now, op, error).await,
+                Err(error) => {
+                    self.refused_again(now, op, error, Under::Again).await?;
+                    if let Some(replan) = &mut self.core().replan {
+                        replan.again.pop_front();
+                    }
+                    return Ok(());
+                }
             }
         }
+    }
+
+    /// Waits until operations may be placed.
+    pub(super) async fn replanned(&self) -> Result<(), FsError> {
+        self.wait_while(|core| core.replan.is_some()).await
+    }
+
+    /// Waits until what is in the batches is all that is not committed.
+    pub(super) async fn attempted_again(&self) -> Result<(), FsError> {
+        self.wait_while(Core::is_between_attempts).await
+    }
+
+    async fn wait_while(&self, goes_on: impl Fn(&Core) -> bool) -> Result<(), FsError> {
+        let mut progress = self.progress.subscribe();
+        let wait = async {
+            while goes_on(&self.core()) {
+                let news = progress.changed().await.map(|()| progress.borrow_and_update().stuck);
+                match news {
+                    Ok(Some(error)) => return Err(error),
+                    Ok(None) => {}
+                    Err(_) => return Err(FsError::Io),
+                }
+            }
+            Ok(())
+        };
+        timeout(self.options.deadline, wait).await.map_err(|_| FsError::TimedOut)?
     }
 }

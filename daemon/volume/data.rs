@@ -6,13 +6,13 @@
 //!   with `durability=peers`, or without a lease, they are committed;
 //! - `fsync`: they are committed, with everything that this mount did before.
 
-use super::Volume;
 use super::commit::not_durable;
 use super::file::OpenFile;
 use super::journal::{Entry, Seq};
 use super::local::{broken, journal_failed, now};
 use super::seal::What;
 use super::state::Mode;
+use super::{Stale, Volume};
 use crate::chunks::budget::Charge;
 use mictlan::id::Ino;
 use mictlan::meta::error::{FsError, ReadError};
@@ -25,7 +25,7 @@ use tokio::time::timeout;
 /// From here on `close` waits for the peers instead of copying bytes into the journal.
 const JOURNALED_BYTES_MAX: u64 = 1 << 20;
 /// A file with this much dirty is a stream: it is cut and sealed while it is written.
-const STREAM_BYTES: u64 = mictlan::file::Cutter::MAX as u64;
+pub(super) const STREAM_BYTES: u64 = mictlan::file::Cutter::MAX as u64;
 /// Small dirty data of all files together; above it a commit is worth its round trip.
 const SMALL_BYTES: u64 = 8 << 20;
 
@@ -65,11 +65,11 @@ impl Volume {
         Ok(len as u32)
     }
 
-    /// Puts the bytes where they belong: an append at the end as it is at that very moment, so
-    /// that appends through several descriptors follow each other. How much is dirty then.
+    /// Puts the bytes where they belong: at their offset, or, appended, behind whatever the end will
+    /// be when they are committed. How much is dirty then.
     async fn take_in(
         &self,
-        file: &OpenFile,
+        file: &Arc<OpenFile>,
         write: &WriteAt,
         charge: Charge,
     ) -> Result<u64, FsError> {
@@ -79,27 +79,44 @@ impl Volume {
                 if let Some(error) = data.failed.take() {
                     return Err(error);
                 }
-                let end = match write.append {
+                let offset = match write.append {
                     true => read::getattr(&self.core().view, file.ino).map(|mut inode| {
                         data.show(&mut inode);
                         inode.size
                     }),
                     false => Ok(write.offset),
                 };
-                match end {
+                let (kill, now) = (write.kill_privileges, now());
+                match offset {
                     Ok(offset) if offset > SIZE_MAX - write.data.len() as u64 => {
                         return Err(FsError::FileTooBig);
                     }
-                    Ok(offset) => {
-                        data.write(offset, &write.data, now(), write.kill_privileges, charge);
+                    Ok(offset) if write.append => {
+                        data.append(&write.data, now, kill, charge);
+                        if offset != write.offset {
+                            // The kernel keeps these bytes at the end that it knew.
+                            let _ = self.stale.send(Stale::Inode(file.ino));
+                        }
+                        return Ok(data.tail.waiting());
+                    }
+                    Ok(offset) if data.tail.is_empty() => {
+                        data.write(offset, &write.data, now, kill, charge);
                         return Ok(data.dirty.bytes());
                     }
+                    Ok(_) => None,
                     Err(ReadError::Refused(error)) => return Err(error),
                     Err(ReadError::Broken(node)) => return Err(broken(node)),
-                    Err(ReadError::Missing(node)) => node,
+                    Err(ReadError::Missing(node)) => Some(node),
                 }
             };
-            self.fetch_node(missing).await?;
+            match missing {
+                Some(node) => self.fetch_node(node).await?,
+                // What was appended before this write needs its place first.
+                None => {
+                    let _order = file.order.lock().await;
+                    self.seal_file(file, What::Everything).await?;
+                }
+            }
         }
     }
 
@@ -123,7 +140,7 @@ impl Volume {
             return Err(error);
         }
         let order = file.order.lock().await;
-        let dirty = file.data().dirty.bytes();
+        let dirty = file.data().waiting_bytes();
         let must_commit = self.options.durability == Durability::Peers
             || !matches!(self.mode(), Mode::Leased { .. });
         if dirty >= JOURNALED_BYTES_MAX || (must_commit && dirty > 0) {
@@ -150,6 +167,12 @@ impl Volume {
             let entry = Entry::Data { ino: file.ino, offset, mtime, kill_priv, bytes };
             let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
             data.journaled.get_or_insert(seq);
+        }
+        if let Some(bytes) = data.tail.unjournaled() {
+            let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
+            let entry = Entry::Appended { ino: file.ino, mtime, kill_priv, bytes };
+            let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
+            data.tail.journaled(seq);
         }
         Ok(())
     }
@@ -189,9 +212,10 @@ impl Volume {
     /// Everything that is sealed and every operation so far is committed when this returns.
     pub(super) async fn commit_all(&self) -> Result<(), FsError> {
         loop {
+            let conflicts = self.progress.borrow().conflicts;
+            self.attempted_again().await?;
             let last = self.core().queue.back().map(|batch| batch.until);
             let Some(until) = last else { return self.kept_promises() };
-            let conflicts = self.progress.borrow().conflicts;
             self.commit_until(until).await?;
             // What was planned again after a conflict has other numbers.
             if self.progress.borrow().conflicts == conflicts {

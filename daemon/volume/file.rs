@@ -3,9 +3,11 @@
 //! Owns: its dirty bytes, those being sealed, what of them is in the journal, and who has it open.
 //! Never: knows extents; the view does.
 //! Invariant: a byte that was written is in exactly one place newer than all others: `dirty`, then
-//! `sealing`, then the view's extents. A reader asks them in this order.
+//! `sealing`, then the view's extents. A reader asks them in this order. Appended bytes are in
+//! `tail` instead, and while there are any, nothing is written to `dirty`.
 
 use super::journal::Seq;
+use super::tail::Tail;
 use crate::chunks::Put;
 use crate::chunks::budget::Charge;
 use bytes::Bytes;
@@ -30,9 +32,11 @@ pub struct FileData {
     pub dirty: Dirty,
     /// Taken out of `dirty`, on its way into chunks; still what a reader must see.
     pub sealing: Vec<(u64, Bytes)>,
-    /// Memory that the bytes of `dirty` are accounted with, by write.
+    /// Appended since, and at no place yet.
+    pub tail: Tail,
+    /// Memory that the bytes of `dirty` and `tail` are accounted with, by write.
     pub charges: VecDeque<(usize, Charge)>,
-    /// When the oldest byte of `dirty` was written.
+    /// When the oldest byte of them was written.
     pub since: Option<Instant>,
     /// Of the last write that is not in the view yet.
     pub pending: Option<Pending>,
@@ -78,7 +82,8 @@ impl OpenFile {
 impl FileData {
     /// Nothing would be lost if this was forgotten.
     pub fn is_idle(&self) -> bool {
-        self.handles == 0 && self.dirty.is_empty() && self.sealing.is_empty()
+        let unsealed = self.unsealed_bytes() + self.tail.len();
+        self.handles == 0 && unsealed == 0
     }
 
     /// Takes in written bytes. `charge` is what they were accounted with.
@@ -91,6 +96,18 @@ impl FileData {
             Some(last) if last.end == offset => last.end = end,
             _ => self.unjournaled.push(offset..end),
         }
+        self.changed(end, now, kill_priv);
+    }
+
+    /// Takes in bytes that belong behind the end, wherever that will be.
+    pub fn append(&mut self, data: &[u8], now: Stamp, kill_priv: bool, charge: Charge) {
+        self.tail.append(data);
+        self.charges.push_back((data.len(), charge));
+        self.since.get_or_insert_with(Instant::now);
+        self.changed(0, now, kill_priv);
+    }
+
+    fn changed(&mut self, end: u64, now: Stamp, kill_priv: bool) {
         let pending =
             self.pending.get_or_insert(Pending { mtime: now, ctime: now, end, kill_priv });
         (pending.mtime, pending.ctime) = (now, now);
@@ -98,8 +115,45 @@ impl FileData {
         pending.kill_priv |= kill_priv;
     }
 
+    /// Of dirty bytes nothing is left here; `pending` stays as far as appended ones need it.
+    pub fn dirty_placed(&mut self) {
+        match &mut self.pending {
+            Some(pending) if !self.tail.is_empty() => pending.end = 0,
+            pending => {
+                *pending = None;
+                self.charges.clear();
+            }
+        }
+    }
+
+    /// All that was written and is in no extent goes: nobody can read it any more.
+    pub fn forget_bytes(&mut self) {
+        self.dirty.truncate(0);
+        self.tail = Tail::default();
+        self.pending = None;
+        self.since = None;
+        self.charges.clear();
+        self.unjournaled.clear();
+        self.journaled = None;
+    }
+
+    /// Where the file ends without what was appended, when the view says `size`.
+    pub fn end(&self, size: u64) -> u64 {
+        size.max(self.pending.map_or(0, |pending| pending.end))
+    }
+
+    /// What was written and nobody has taken yet.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.dirty.bytes() + self.tail.waiting()
+    }
+
+    fn unsealed_bytes(&self) -> u64 {
+        self.dirty.bytes() + self.sealing.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>()
+    }
+
     /// What of `range` is not in the view yet, oldest first, so that the newest is put over last.
-    pub fn unsealed(&self, range: &Range<u64>) -> Option<Vec<(u64, Bytes)>> {
+    /// The view says that the file has `size` bytes.
+    pub fn unsealed(&self, size: u64, range: &Range<u64>) -> Option<Vec<(u64, Bytes)>> {
         let mut over = Vec::new();
         for (start, bytes) in &self.sealing {
             let (from, to) =
@@ -116,6 +170,7 @@ impl FileData {
                 over.push((from, bytes.into()));
             }
         }
+        over.extend(self.tail.unsealed(self.end(size), range));
         (!over.is_empty()).then_some(over)
     }
 
@@ -133,13 +188,14 @@ impl FileData {
 
     /// The oldest entry of the journal that a replay would still need for this file.
     pub fn floor(&self) -> Option<Seq> {
-        self.journaled.into_iter().chain(self.journaled_sealing).min()
+        let dirty = self.journaled.into_iter().chain(self.journaled_sealing);
+        dirty.chain(self.tail.floor()).min()
     }
 
     /// The attributes as the writer must see them.
     pub fn show(&self, inode: &mut Inode) {
         if let Some(pending) = &self.pending {
-            inode.size = inode.size.max(pending.end);
+            inode.size = self.end(inode.size) + self.tail.len();
             inode.mtime = pending.mtime;
             inode.ctime = inode.ctime.max(pending.ctime);
             if pending.kill_priv {
@@ -148,8 +204,7 @@ impl FileData {
         }
         // How much of them lies over extents is known when they are sealed; a file that was just
         // written must not look like one that is all hole.
-        let unsealed =
-            self.dirty.bytes() + self.sealing.iter().map(|(_, b)| b.len() as u64).sum::<u64>();
+        let unsealed = self.unsealed_bytes() + self.tail.len();
         if unsealed > 0 {
             inode.bytes = inode.bytes.saturating_add(unsealed).min(inode.size).max(inode.bytes);
         }

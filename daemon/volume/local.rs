@@ -22,6 +22,8 @@ pub(super) enum Tried {
     Missing(NodeRef),
     /// The lease went between the question and now: the operation has to wait for its commit.
     LeaseGone,
+    /// What was refused is planned again first.
+    Replanning,
 }
 
 /// What an operation on the way into the view relies on.
@@ -32,6 +34,8 @@ pub(super) enum Under {
     Certification,
     /// Its caller waits for its commit.
     Wait,
+    /// It was acknowledged and refused, and is planned again.
+    Again,
 }
 
 impl Volume {
@@ -59,6 +63,7 @@ impl Volume {
                 }
                 Tried::Missing(node) => self.fetch_node(node).await?,
                 Tried::LeaseGone => return self.run_synchronously(&op, now).await,
+                Tried::Replanning => self.replanned().await?,
             }
         }
     }
@@ -97,6 +102,7 @@ impl Volume {
                 Tried::Done(reply, seq) => return Ok((reply, seq)),
                 Tried::Missing(node) => self.fetch_node(node).await?,
                 Tried::LeaseGone => unreachable!("no lease was relied on"),
+                Tried::Replanning => self.replanned().await?,
             }
         }
     }
@@ -111,6 +117,9 @@ impl Volume {
     ) -> Result<Tried, FsError> {
         if under == Under::Lease && !matches!(core.session.mode, Mode::Leased { .. }) {
             return Ok(Tried::LeaseGone);
+        }
+        if core.replan.is_some() && under != Under::Again {
+            return Ok(Tried::Replanning);
         }
         let ring = self.ring();
         let env = Env { now, dirent_key: ring.dirent_key() };

@@ -25,6 +25,7 @@ mod snapshot;
 mod space;
 mod start;
 mod state;
+mod tail;
 mod vfs;
 mod virtual_xattr;
 

@@ -25,14 +25,7 @@ impl Volume {
         }
         if let Some(file) = &file {
             let _order = file.order.lock().await;
-            let mut data = file.data();
-            // Nobody can read these bytes any more.
-            data.dirty.truncate(0);
-            data.pending = None;
-            data.since = None;
-            data.charges.clear();
-            data.unjournaled.clear();
-            data.journaled = None;
+            file.data().forget_bytes();
         }
         self.reap(ino).await;
         self.forget_idle(ino);

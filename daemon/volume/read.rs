@@ -56,6 +56,7 @@ impl Volume {
         let mut data = file.as_ref().map(|file| file.data());
         let core = self.core();
         let mut inode = read::getattr(&core.view, ino)?;
+        let size = inode.size;
         if let Some(data) = &data {
             data.show(&mut inode);
         }
@@ -71,7 +72,7 @@ impl Volume {
         if let Some(data) = &mut data {
             sequential = data.read_end == range.start && !range.is_empty();
             data.read_end = range.end;
-            over = data.unsealed(&range);
+            over = data.unsealed(size, &range);
         }
         Ok(Picture { range, extents, over, sequential })
     }

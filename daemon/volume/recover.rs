@@ -15,6 +15,7 @@
 //! Invariant: an acknowledged entry is committed again, or its bytes are in a file
 //! `NAME.recovered-HOST-TIME`, or it is named in the log: never silently gone.
 
+use super::file::OpenFile;
 use super::journal::{Entry, Left, Seq};
 use super::local::Under;
 use super::seal::What;
@@ -29,7 +30,7 @@ use mictlan::ledger::record::body::{Body, Fence};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, Stamp};
 use mictlan::meta::key::Span;
-use mictlan::meta::namespace::{Make, Op, Place, SetTime, Write};
+use mictlan::meta::namespace::{Append, Make, Op, Place, SetTime, Write};
 use mictlan::meta::tree::Read;
 use mictlan::meta::value::Value;
 use mictlan::wire::{Answer, Query};
@@ -50,7 +51,14 @@ enum Fenced {
 /// What is to be done again, in order.
 enum Again {
     Op(Stamp, Op),
-    Data { ino: Ino, offset: u64, mtime: Stamp, kill_priv: bool, bytes: Vec<u8> },
+    /// Without a place they were appended.
+    Data {
+        ino: Ino,
+        place: Option<u64>,
+        mtime: Stamp,
+        kill_priv: bool,
+        bytes: Vec<u8>,
+    },
 }
 
 impl Volume {
@@ -137,15 +145,24 @@ impl Volume {
                 match self.place(&op, now, Under::Certification).await {
                     Ok(_) => Ok(()),
                     Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => Err(error),
-                    Err(error) => self.refused_again(now, op, error).await,
+                    Err(error) => self.refused_again(now, op, error, Under::Certification).await,
                 }
             }
-            Again::Data { ino, offset, mtime, kill_priv, bytes } => {
+            Again::Data { ino, place, mtime, kill_priv, bytes } => {
+                let under = Under::Certification;
                 let gone = self.inode(ino).await.is_err();
-                let ino = if gone { self.recovered_file(ino, mtime).await? } else { ino };
+                let ino = if gone { self.recovered_file(ino, mtime, under).await? } else { ino };
                 let charge = self.budget.charge(bytes.len()).await;
                 let file = self.core().file(ino);
-                file.data().write(offset, &bytes, mtime, kill_priv, charge);
+                match place {
+                    Some(offset) => {
+                        if !file.data().tail.is_empty() {
+                            self.seal_now(&file).await?;
+                        }
+                        file.data().write(offset, &bytes, mtime, kill_priv, charge);
+                    }
+                    None => file.data().append(&bytes, mtime, kill_priv, charge),
+                }
                 Ok(())
             }
         }
@@ -177,10 +194,14 @@ impl Volume {
         };
         for ino in inos {
             let Some(file) = self.core().files.get(&ino).cloned() else { continue };
-            let _order = file.order.lock().await;
-            self.seal_file(&file, What::Everything).await?;
+            self.seal_now(&file).await?;
         }
         Ok(())
+    }
+
+    async fn seal_now(&self, file: &Arc<OpenFile>) -> Result<(), FsError> {
+        let _order = file.order.lock().await;
+        self.seal_file(file, What::Everything).await
     }
 
     /// An operation that was acknowledged and cannot happen any more. Bytes get a file of their
@@ -190,23 +211,29 @@ impl Volume {
         now: Stamp,
         op: Op,
         error: FsError,
+        under: Under,
     ) -> Result<(), FsError> {
         tracing::error!(operation = ?op, %error,
             "an operation of an earlier mount was acknowledged and is refused now, because another \
              mount changed the same thing meanwhile");
         self.core().broken_promise = Some(FsError::Io);
-        if let Op::Write(write) = op
-            && !write.extents.is_empty()
-        {
-            let ino = self.recovered_file(write.ino, now).await?;
-            let again = Op::Write(Write { ino, ..write });
-            self.place(&again, now, Under::Certification).await?;
-        }
+        let again = match op {
+            Op::Write(write) if !write.extents.is_empty() => {
+                let ino = self.recovered_file(write.ino, now, under).await?;
+                Op::Write(Write { ino, ..write })
+            }
+            Op::Append(append) => {
+                let ino = self.recovered_file(append.ino, now, under).await?;
+                Op::Append(Append { ino, ..append })
+            }
+            _ => return Ok(()),
+        };
+        self.place(&again, now, under).await?;
         Ok(())
     }
 
     /// A new file that takes the bytes that were meant for `lost`.
-    async fn recovered_file(&self, lost: Ino, at: Stamp) -> Result<Ino, FsError> {
+    async fn recovered_file(&self, lost: Ino, at: Stamp, under: Under) -> Result<Ino, FsError> {
         let name = self
             .name_of(lost)
             .await?
@@ -233,7 +260,7 @@ impl Volume {
             rdev: 0,
             target: Box::default(),
         };
-        self.place(&Op::Make(make), local::now(), Under::Certification).await?;
+        self.place(&Op::Make(make), local::now(), under).await?;
         tracing::error!(?name, "bytes of an earlier mount are kept in this file");
         Ok(ino)
     }
@@ -277,38 +304,52 @@ fn choose(
         match entry {
             Entry::Op { now, op, covers, .. } if *seq >= committed && !dropped(*seq) => {
                 let whole = chunks_of(entry).all(|chunk| durable.contains(&chunk));
-                match op {
-                    Op::Write(write) if !whole => {
+                match bytes_of(op) {
+                    Some((ino, _, _)) if !whole => {
                         // With `covers` its bytes are in the journal as data and come from there.
                         if covers.is_none() {
                             tracing::warn!(
-                                inode = write.ino.0,
+                                inode = ino.0,
                                 entry = seq.0,
                                 "bytes that no close had acknowledged were lost with the daemon"
                             );
-                            broken.insert(write.ino);
+                            broken.insert(ino);
                         }
                     }
-                    Op::Write(write) if broken.contains(&write.ino) => {}
+                    Some((ino, _, _)) if broken.contains(&ino) => {}
                     _ => again.push(Again::Op(*now, op.clone())),
                 }
             }
-            Entry::Data { ino, offset, mtime, kill_priv, bytes } => {
+            Entry::Data { ino, mtime, kill_priv, bytes, .. }
+            | Entry::Appended { ino, mtime, kill_priv, bytes } => {
+                let place = match entry {
+                    Entry::Data { offset, .. } => Some(*offset),
+                    _ => None,
+                };
                 let covering = |seal: &&Seal| seal.covers > *seq && !dropped(seal.seq);
-                let by = sealed.get(ino).and_then(|seals| seals.iter().find(covering));
+                let seals = sealed.get(&(*ino, place.is_none()));
+                let by = seals.and_then(|seals| seals.iter().find(covering));
                 let done = by.is_some_and(|seal| {
                     seal.seq < committed || seal.chunks.iter().all(|chunk| durable.contains(chunk))
                 });
                 if !done && !broken.contains(ino) {
-                    let (ino, offset, mtime) = (*ino, *offset, *mtime);
-                    let (kill_priv, bytes) = (*kill_priv, bytes.clone());
-                    again.push(Again::Data { ino, offset, mtime, kill_priv, bytes });
+                    let (ino, mtime, kill_priv, bytes) = (*ino, *mtime, *kill_priv, bytes.clone());
+                    again.push(Again::Data { ino, place, mtime, kill_priv, bytes });
                 }
             }
             Entry::Op { .. } | Entry::Proposed { .. } | Entry::Dropped { .. } => {}
         }
     }
     again
+}
+
+/// Of an operation that places bytes: the file, whether they were appended, and where they are.
+fn bytes_of(op: &Op) -> Option<(Ino, bool, &[Extent])> {
+    match op {
+        Op::Write(write) => Some((write.ino, false, &write.extents)),
+        Op::Append(append) => Some((append.ino, true, &append.extents)),
+        _ => None,
+    }
 }
 
 /// Every operation before this is in an accepted commit.
@@ -328,25 +369,27 @@ struct Seal {
     chunks: Vec<ChunkId>,
 }
 
-fn seals(entries: &[(Seq, Entry)]) -> HashMap<Ino, Vec<Seal>> {
-    let mut seals: HashMap<Ino, Vec<Seal>> = HashMap::new();
+/// By file, and whether the bytes were appended.
+fn seals(entries: &[(Seq, Entry)]) -> HashMap<(Ino, bool), Vec<Seal>> {
+    let mut seals: HashMap<(Ino, bool), Vec<Seal>> = HashMap::new();
     for (seq, entry) in entries {
-        if let Entry::Op { covers: Some(covers), op: Op::Write(write), .. } = entry {
-            let chunks = write.extents.iter().map(|extent| extent.chunk).collect();
+        if let Entry::Op { covers: Some(covers), op, .. } = entry
+            && let Some((ino, appended, extents)) = bytes_of(op)
+        {
+            let chunks = extents.iter().map(|extent| extent.chunk).collect();
             let seal = Seal { seq: *seq, covers: *covers, chunks };
-            seals.entry(write.ino).or_default().push(seal);
+            seals.entry((ino, appended)).or_default().push(seal);
         }
     }
     seals
 }
 
 fn chunks_of(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
-    let extents: &[Extent] = match entry {
-        Entry::Op { op: Op::Write(write), .. } => &write.extents,
-        Entry::Op { op: Op::Append(append), .. } => &append.extents,
-        _ => &[],
+    let op = match entry {
+        Entry::Op { op, .. } => bytes_of(op),
+        _ => None,
     };
-    extents.iter().map(|extent| extent.chunk)
+    op.map_or(&[][..], |(_, _, extents)| extents).iter().map(|extent| extent.chunk)
 }
 
 #[cfg(test)]
@@ -362,6 +405,18 @@ mod tests {
         let mtime = Stamp::default();
         let op = Write { ino: Ino(7), extents: vec![extent], end: 1, mtime, kill_priv: false };
         Entry::Op { now: mtime, base: Position(0), covers, op: Op::Write(op) }
+    }
+
+    fn append(n: u8, covers: Option<Seq>) -> Entry {
+        let extent = Extent { offset: 0, len: 1, chunk: chunk(n), at: 0, packed: None };
+        let mtime = Stamp::default();
+        let op = Append { ino: Ino(7), extents: vec![extent], mtime, kill_priv: false };
+        Entry::Op { now: mtime, base: Position(0), covers, op: Op::Append(op) }
+    }
+
+    fn appended() -> Entry {
+        let (mtime, bytes) = (Stamp::default(), b"x".to_vec());
+        Entry::Appended { ino: Ino(7), mtime, kill_priv: false, bytes }
     }
 
     fn data() -> Entry {
@@ -397,6 +452,17 @@ mod tests {
         assert_eq!(check(&entries, 0, &[1]), "o", "their chunk is on its peers");
         let entries = [data(), write(1, Some(Seq(2))), proposed(1, 3), data()];
         assert_eq!(check(&entries, 1, &[1]), "d", "only what came after the commit");
+    }
+
+    #[test]
+    fn appended_bytes_come_back_once_and_apart_from_others() {
+        let entries = [appended(), append(1, Some(Seq(2)))];
+        assert_eq!(check(&entries, 0, &[]), "d", "their chunk was lost with the daemon");
+        assert_eq!(check(&entries, 0, &[1]), "o", "their chunk is on its peers");
+        let entries = [data(), appended(), write(1, Some(Seq(3))), proposed(1, 4)];
+        assert_eq!(check(&entries, 1, &[1]), "d", "only what was appended is not committed");
+        let entries = [append(1, None), append(2, None)];
+        assert_eq!(check(&entries, 0, &[2]), "", "no close had acknowledged the first");
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Owns: what of a file is taken, how it is cut or packed, and the moment when readers find it in
 //! the view instead of in memory.
 //! Invariant: between taking and placing, the bytes are in `sealing`; if placing fails they go
-//! back into `dirty`, so a failure loses nothing.
+//! back to where they were taken from, so a failure loses nothing.
 
 use super::Volume;
+use super::data::STREAM_BYTES;
 use super::file::{OpenFile, Pending};
 use super::journal::Seq;
 use super::local::{Tried, Under};
@@ -17,6 +18,7 @@ use mictlan::file::{Extent, Pack, Place, split_at_buckets};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::namespace::{self, Op};
+use mictlan::meta::tree::NodeRef;
 use mictlan::seal::{self, Codec, Kind, Sealed};
 use std::sync::Arc;
 use tokio::sync::OwnedMutexGuard;
@@ -27,6 +29,8 @@ pub(super) enum What {
     /// What the cutter finds whole: the file is still being written.
     WholeChunks,
     Everything,
+    /// What was appended, if nothing before it waits.
+    Tail,
 }
 
 /// A piece up to this size shares a chunk with others.
@@ -36,52 +40,70 @@ const PACK_BYTES: usize = 4 << 20;
 /// A pack up to this size travels inside the commit, beside its payload.
 const INLINE_BYTES_MAX: usize = 12 << 10;
 
+/// What placing has to wait for.
+enum Wait {
+    Node(NodeRef),
+    Replan,
+}
+
+/// What shares one chunk, and where in it.
+#[derive(Default)]
+struct Packed {
+    taken: Vec<(Taken, Vec<(u64, Place)>)>,
+    /// Held from taking to placing.
+    orders: Vec<OwnedMutexGuard<()>>,
+}
+
 /// One file's bytes between `dirty` and the view.
 struct Taken {
     file: Arc<OpenFile>,
     pieces: Vec<(u64, Bytes)>,
+    /// It is the file's tail: one piece, counted from 0.
+    appended: bool,
     pending: Pending,
     covers: Option<Seq>,
     /// What the bytes are accounted with: until their chunks are durable.
     charges: Arc<Vec<Charge>>,
-    /// Held from taking to placing, where the caller does not hold it itself.
-    order: Option<OwnedMutexGuard<()>>,
 }
 
 impl Volume {
     /// Seals one file's bytes, each piece as chunks of its own. The caller holds `file.order`.
     pub(super) async fn seal_file(&self, file: &Arc<OpenFile>, what: What) -> Result<(), FsError> {
         loop {
-            let Some(taken) = self.take(file, what)? else { return Ok(()) };
-            let mut extents = Vec::new();
-            let mut puts = Vec::new();
-            for (offset, bytes) in &taken.pieces {
-                let mut at = *offset;
-                for piece in self.cut(bytes) {
-                    let sealed = self.seal_data(&piece, Codec::Zstd)?;
-                    let extent = Extent {
-                        offset: at,
-                        len: piece.len() as u32,
-                        chunk: sealed.address,
-                        at: 0,
-                        packed: None,
-                    };
-                    extents.extend(split_at_buckets(extent));
-                    puts.push(self.chunks.put(sealed, vec![taken.charges.clone()]));
-                    at += piece.len() as u64;
+            let Some(taken) = self.take(file, what, u64::MAX)? else { return Ok(()) };
+            match self.seal_taken(&taken) {
+                Ok((extents, puts)) => self.put_into_view(taken, extents, puts).await?,
+                Err(error) => {
+                    self.put_back(file);
+                    return Err(error);
                 }
             }
-            self.put_into_view(taken, extents, puts).await?;
         }
+    }
+
+    fn seal_taken(&self, taken: &Taken) -> Result<(Vec<Extent>, Vec<Put>), FsError> {
+        let (mut extents, mut puts) = (Vec::new(), Vec::new());
+        for (offset, bytes) in &taken.pieces {
+            let mut at = *offset;
+            for piece in self.cut(bytes) {
+                let sealed = self.seal_data(&piece, Codec::Zstd)?;
+                let (len, chunk) = (piece.len() as u32, sealed.address);
+                let extent = Extent { offset: at, len, chunk, at: 0, packed: None };
+                extents.extend(split_at_buckets(extent));
+                puts.push(self.chunks.put(sealed, vec![taken.charges.clone()]));
+                at += piece.len() as u64;
+            }
+        }
+        Ok((extents, puts))
     }
 
     /// Seals the small dirty bytes of many files together.
     pub(super) async fn seal_small(&self, due: Vec<Arc<OpenFile>>) -> Result<(), FsError> {
         let mut pack = Pack::new(PACK_BYTES, Codec::Zstd);
-        let mut packed: Vec<(Taken, Vec<(u64, Place)>)> = Vec::new();
+        let mut packed = Packed::default();
         for file in due {
             let order = file.order.clone().lock_owned().await;
-            let dirty = file.data().dirty.bytes() as usize;
+            let dirty = file.data().waiting_bytes() as usize;
             if dirty > PACKED_BYTES_MAX {
                 self.seal_file(&file, What::Everything).await?;
                 continue;
@@ -90,26 +112,48 @@ impl Volume {
                 let full = std::mem::replace(&mut pack, Pack::new(PACK_BYTES, Codec::Zstd));
                 self.place_pack(full, std::mem::take(&mut packed)).await?;
             }
-            let Some(mut taken) = self.take(&file, What::Everything)? else { continue };
-            // Until it is placed, nobody else may take from this file.
-            taken.order = Some(order);
-            let place = |(offset, bytes): &(u64, Bytes)| {
-                (*offset, pack.add(bytes).expect("the pack has room for the whole file"))
-            };
-            let places = taken.pieces.iter().map(place).collect();
-            packed.push((taken, places));
+            // What was written at its place first, then what was appended behind it. More that is
+            // written meanwhile waits for the next time.
+            for what in [What::Everything, What::Tail] {
+                let room = PACKED_BYTES_MAX.min(PACK_BYTES.saturating_sub(pack.len()));
+                let Some(taken) = self.take(&file, what, room as u64)? else { break };
+                let place = |(offset, bytes): &(u64, Bytes)| {
+                    (*offset, pack.add(bytes).expect("the pack has room for the whole file"))
+                };
+                let places = taken.pieces.iter().map(place).collect();
+                let appended = taken.appended;
+                packed.taken.push((taken, places));
+                if appended {
+                    break;
+                }
+            }
+            // Until all of it is placed, nobody else may take from this file.
+            packed.orders.push(order);
         }
         self.place_pack(pack, packed).await
     }
 
-    async fn place_pack(
+    /// Seals a pack and places what is in it. After a failure all that has no place yet is where it
+    /// was before.
+    async fn place_pack(&self, pack: Pack, packed: Packed) -> Result<(), FsError> {
+        let Packed { taken, orders } = packed;
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let files: Vec<Arc<OpenFile>> = taken.iter().map(|(t, _)| t.file.clone()).collect();
+        let placed = self.try_place_pack(pack, taken).await;
+        if placed.is_err() {
+            files.iter().for_each(|file| self.put_back(file));
+        }
+        drop(orders);
+        placed
+    }
+
+    async fn try_place_pack(
         &self,
         pack: Pack,
         packed: Vec<(Taken, Vec<(u64, Place)>)>,
     ) -> Result<(), FsError> {
-        if packed.is_empty() {
-            return Ok(());
-        }
         let sealed = self.seal_data(&pack.finish(), Codec::Stored)?;
         let chunk = sealed.address;
         let inline = sealed.bytes.len() <= INLINE_BYTES_MAX;
@@ -130,16 +174,37 @@ impl Volume {
         Ok(())
     }
 
-    /// Takes dirty bytes of `file` into `sealing`. `None` when there is nothing to take.
-    fn take(&self, file: &Arc<OpenFile>, what: What) -> Result<Option<Taken>, FsError> {
+    /// Takes dirty bytes of `file` into `sealing`, or, when there are none, what was appended behind
+    /// them. `None` when there is nothing to take, or more than `at_most`.
+    fn take(
+        &self,
+        file: &Arc<OpenFile>,
+        what: What,
+        at_most: u64,
+    ) -> Result<Option<Taken>, FsError> {
         let mut data = file.data();
-        assert!(data.sealing.is_empty(), "the file's order is held: one sealing at a time");
-        let pieces = match what {
-            What::WholeChunks => {
+        if data.waiting_bytes() > at_most {
+            return Ok(None);
+        }
+        let long = data.tail.waiting() >= STREAM_BYTES;
+        let mut pieces = match what {
+            What::WholeChunks if !long => {
                 let cutter = self.cutter.as_ref().ok_or(FsError::ReadOnly)?;
                 data.dirty.take_chunk(cutter).into_iter().collect()
             }
-            What::Everything => data.dirty.take_all(),
+            What::WholeChunks | What::Everything => data.dirty.take_all(),
+            What::Tail => Vec::new(),
+        };
+        let appended =
+            data.dirty.is_empty() && pieces.is_empty() && (long || what != What::WholeChunks);
+        let next = self.journal.as_ref().map(|journal| journal.next());
+        let covers = match appended {
+            true => {
+                let journaled = data.tail.is_journaled();
+                pieces.extend(data.tail.take().map(|bytes| (0, bytes)));
+                next.filter(|_| journaled)
+            }
+            false => data.journaled.and(next),
         };
         let Some(mut pending) = data.pending else {
             assert!(pieces.is_empty(), "whoever writes says when");
@@ -148,20 +213,23 @@ impl Volume {
         if pieces.is_empty() {
             return Ok(None);
         }
-        let covers = data.journaled.and(self.journal.as_ref().map(|journal| journal.next()));
-        data.journaled_sealing = data.floor();
-        data.journaled = None;
         let bytes = pieces.iter().map(|(_, piece): &(u64, Bytes)| piece.len()).sum();
         let charges = Arc::new(data.take_charges(bytes));
-        if data.dirty.is_empty() {
-            data.since = None;
-            data.unjournaled.clear();
-        } else {
-            // The size grows to what is sealed; the rest of the stream follows with its bytes.
-            pending.end = pieces.iter().map(|(at, b)| at + b.len() as u64).max().unwrap_or(0);
+        if !appended {
+            assert!(data.sealing.is_empty(), "the file's order is held: one sealing at a time");
+            data.journaled_sealing = data.journaled.take();
+            data.sealing = pieces.clone();
+            if data.dirty.is_empty() {
+                data.unjournaled.clear();
+            } else {
+                // The size grows to what is sealed; the rest of the stream follows with its bytes.
+                pending.end = pieces.iter().map(|(at, b)| at + b.len() as u64).max().unwrap_or(0);
+            }
         }
-        data.sealing = pieces.clone();
-        Ok(Some(Taken { file: file.clone(), pieces, pending, covers, charges, order: None }))
+        if data.waiting_bytes() == 0 {
+            data.since = None;
+        }
+        Ok(Some(Taken { file: file.clone(), pieces, appended, pending, covers, charges }))
     }
 
     /// The extents take the place of the bytes, for readers and for the next commit.
@@ -171,36 +239,33 @@ impl Volume {
         extents: Vec<Extent>,
         puts: Vec<Put>,
     ) -> Result<(), FsError> {
-        let Taken { file, pending, covers, order: _order, .. } = taken;
-        let op = Op::Write(namespace::Write {
-            ino: file.ino,
-            extents,
-            end: pending.end,
-            mtime: pending.mtime,
-            kill_priv: pending.kill_priv,
-        });
+        let Taken { file, appended, pending, covers, .. } = taken;
+        let (ino, mtime, kill_priv) = (file.ino, pending.mtime, pending.kill_priv);
+        let op = match appended {
+            true => Op::Append(namespace::Append { ino, extents, mtime, kill_priv }),
+            false => {
+                Op::Write(namespace::Write { ino, extents, end: pending.end, mtime, kill_priv })
+            }
+        };
         loop {
             let tried = self.try_put_into_view(&file, &op, pending.ctime, covers, &puts);
-            match tried {
+            let wait = match tried {
                 Ok(None) => return Ok(()),
-                Ok(Some(node)) => {
-                    if let Err(error) = self.fetch_node(node).await {
-                        self.put_back(&file);
-                        return Err(error);
-                    }
-                }
+                Ok(Some(Wait::Node(node))) => self.fetch_node(node).await,
+                Ok(Some(Wait::Replan)) => self.replanned().await,
                 // Unlinked, and nobody has it open any more: the bytes have nowhere to go.
                 Err(FsError::Stale) => {
                     let mut data = file.data();
                     data.sealing.clear();
                     data.journaled_sealing = None;
-                    data.pending = None;
+                    data.forget_bytes();
                     return Ok(());
                 }
-                Err(error) => {
-                    self.put_back(&file);
-                    return Err(error);
-                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = wait {
+                self.put_back(&file);
+                return Err(error);
             }
         }
     }
@@ -212,31 +277,34 @@ impl Volume {
         now: Stamp,
         covers: Option<Seq>,
         puts: &[Put],
-    ) -> Result<Option<mictlan::meta::tree::NodeRef>, FsError> {
+    ) -> Result<Option<Wait>, FsError> {
         let mut data = file.data();
         let mut core = self.core();
-        let node = match self.try_place(&mut core, op, now, covers, Under::Certification)? {
-            Tried::Missing(node) => Some(node),
-            Tried::Done(..) => {
-                if let Some(batch) = core.queue.back_mut() {
-                    batch.puts.extend_from_slice(puts);
-                    batch.floor = batch.floor.min(data.journaled_sealing.unwrap_or(batch.floor));
-                }
-                data.sealing.clear();
-                data.journaled_sealing = None;
-                data.puts.extend_from_slice(puts);
-                if data.dirty.is_empty() {
-                    data.pending = None;
-                    data.charges.clear();
-                }
-                None
-            }
+        match self.try_place(&mut core, op, now, covers, Under::Certification)? {
+            Tried::Missing(node) => return Ok(Some(Wait::Node(node))),
+            Tried::Replanning => return Ok(Some(Wait::Replan)),
             Tried::LeaseGone => unreachable!("no lease was relied on"),
+            Tried::Done(..) => {}
+        }
+        let first = match op {
+            Op::Append(_) => data.tail.placed(),
+            _ => {
+                data.sealing.clear();
+                data.journaled_sealing.take()
+            }
         };
-        Ok(node)
+        if let Some(batch) = core.queue.back_mut() {
+            batch.puts.extend_from_slice(puts);
+            batch.floor = batch.floor.min(first.unwrap_or(batch.floor));
+        }
+        data.puts.extend_from_slice(puts);
+        if data.dirty.is_empty() {
+            data.dirty_placed();
+        }
+        Ok(None)
     }
 
-    /// After a failure: what was taken is dirty again, under what was written since.
+    /// After a failure: what was taken waits again, under what was written since.
     fn put_back(&self, file: &OpenFile) {
         let mut data = file.data();
         for (offset, bytes) in std::mem::take(&mut data.sealing) {
@@ -247,9 +315,12 @@ impl Volume {
                 data.unjournaled.push(gap);
             }
         }
-        data.journaled = data.floor();
-        data.journaled_sealing = None;
-        data.since.get_or_insert_with(tokio::time::Instant::now);
+        let sealing = data.journaled_sealing.take();
+        data.journaled = data.journaled.into_iter().chain(sealing).min();
+        data.tail.put_back();
+        if data.waiting_bytes() > 0 {
+            data.since.get_or_insert_with(tokio::time::Instant::now);
+        }
     }
 
     /// Content-defined pieces of at most 4 MiB.

@@ -23,7 +23,7 @@ use mictlan::meta::view::View;
 use mictlan::seal::{self, KeyRing, Principal};
 use mictlan::wire::{Answer, Follow, OpenSession, Query, RootInfo, VolumeInfo};
 use mictlan_mount::options::Options;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -175,10 +175,13 @@ fn core(tree: Tree, position: Position, session: Option<SessionId>) -> Core {
             id: session.unwrap_or_default(),
             attempt: Attempt(1),
             n: 1,
+            attempt_ended: false,
             mode,
             waiting: None,
         },
         queue: VecDeque::new(),
+        replan: None,
+        refused: HashSet::new(),
         inodes_made: 0,
         next_handle: 0,
         broken_promise: None,

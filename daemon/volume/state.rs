@@ -4,6 +4,7 @@
 //! Invariant: `queue` is in the order of the operations' numbers, without gaps; every operation in
 //! it is in the view's local overlay and in the journal.
 
+use super::conflict::Replan;
 use super::file::OpenFile;
 use super::journal::Seq;
 use crate::chunks::Put;
@@ -24,6 +25,10 @@ pub struct Core {
     pub files: HashMap<Ino, Arc<OpenFile>>,
     pub session: Session,
     pub queue: VecDeque<Batch>,
+    /// Operations on their way from a refused attempt into the next. Nothing else is placed meanwhile.
+    pub replan: Option<Replan>,
+    /// Operations that were refused and whose callers do not know yet.
+    pub refused: HashSet<Seq>,
     /// Inode numbers of this session's block that were given out.
     pub inodes_made: u32,
     pub next_handle: u64,
@@ -38,6 +43,8 @@ pub struct Session {
     /// The number of the next commit in this attempt.
     pub n: u64,
     pub mode: Mode,
+    /// A refusal ended this attempt: nothing more is proposed in it.
+    pub attempt_ended: bool,
     /// The request on its way, and the operations before which it holds all.
     pub waiting: Option<(Attempt, u64, Seq)>,
 }
@@ -55,6 +62,7 @@ pub enum Mode {
 }
 
 /// An operation in a batch, for when it has to be planned again.
+#[derive(Clone)]
 pub struct Placed {
     pub seq: Seq,
     pub now: Stamp,
@@ -167,6 +175,11 @@ impl Core {
             self.queue.push_back(Batch::new(base, seq));
         }
         self.queue.back_mut().expect("one was just made sure of")
+    }
+
+    /// What was refused is not yet placed again.
+    pub fn is_between_attempts(&self) -> bool {
+        self.session.attempt_ended || self.replan.is_some()
     }
 
     pub fn file(&mut self, ino: Ino) -> Arc<OpenFile> {

@@ -177,6 +177,58 @@ fn sets_capability(op: &Op) -> bool {
     matches!(op, Op::SetXattr(SetXattr { name, .. }) if **name == *b"security.capability")
 }
 
+/// An append of one chunk of its own, across a bucket's end.
+fn append_chunk(which: u8, len: u32) -> Op {
+    let extent = Extent { offset: 0, len, chunk: ChunkId([which; 32]), at: 0, packed: None };
+    let extents = mictlan::file::split_at_buckets(extent);
+    Op::Append(Append { ino: ino(3), extents, mtime: seconds(3), kill_priv: false })
+}
+
+proptest! {
+    #[test]
+    fn what_two_sessions_append_is_all_there_and_whole(
+        turns in prop::collection::vec((any::<bool>(), any::<bool>(), 1..3_000_000u32), 1..40),
+    ) {
+        let (mut log, mut window) = (Vec::new(), Window::starting_at(Position(0)));
+        for op in beginning() {
+            let founder = Session { id: SessionId(1), base: log.len() };
+            founder.step(seconds(1), &op, &mut log, &mut window);
+        }
+        let mut sessions = [1, 2].map(|id| Session { id: SessionId(id), base: log.len() });
+        for (chunk, (which, sees, len)) in turns.iter().enumerate() {
+            let session = &mut sessions[usize::from(*which)];
+            if *sees {
+                session.base = log.len();
+            }
+            let (op, before) = (append_chunk(chunk as u8, *len), log.len());
+            session.step(seconds(2), &op, &mut log, &mut window);
+            if log.len() == before {
+                // The other was first: what it did is seen, and the operation is planned again.
+                session.base = log.len();
+                session.step(seconds(2), &op, &mut log, &mut window);
+            }
+        }
+        let mut map = founded();
+        log.iter().for_each(|commit| apply(&mut map, &commit.writes));
+        let extents = read::extents(&map, ino(3), 0..u64::MAX, usize::MAX).expect("a file");
+        let mut end = 0;
+        let mut whole: Vec<(u8, u32)> = Vec::new();
+        for extent in &extents {
+            prop_assert_eq!(extent.offset, end, "no hole, no overlap");
+            end = extent.end();
+            match whole.last_mut() {
+                Some((chunk, len)) if *chunk == extent.chunk.0[0] => {
+                    prop_assert_eq!(extent.at, *len);
+                    *len += extent.len;
+                }
+                _ => whole.push((extent.chunk.0[0], extent.len)),
+            }
+        }
+        let wanted = turns.iter().enumerate().map(|(chunk, (_, _, len))| (chunk as u8, *len));
+        prop_assert_eq!(whole, wanted.collect::<Vec<_>>());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 

@@ -21,15 +21,18 @@ pub enum Entry {
         now: Stamp,
         /// Where the log stood when it was planned.
         base: Position,
-        /// For the sealed data of one inode: `Data` of that inode before this entry is in it.
+        /// For the sealed data of one inode: `Data` of that inode before this entry is in it, or
+        /// `Appended` of it in an append.
         covers: Option<Seq>,
         op: Op,
     },
     /// Bytes written and closed, not sealed yet.
     Data { ino: Ino, offset: u64, mtime: Stamp, kill_priv: bool, bytes: Vec<u8> },
+    /// Bytes appended and closed, not sealed yet, in the order of their entries.
+    Appended { ino: Ino, mtime: Stamp, kill_priv: bool, bytes: Vec<u8> },
     /// A commit was proposed as (attempt, n); it holds every `Op` before `until`.
     Proposed { attempt: Attempt, n: u64, until: Seq },
-    /// Operations of these numbers were refused and, where they still stand, follow again.
+    /// Operations of these numbers were refused and, where they still stand, planned again before this.
     Dropped { from: Seq, until: Seq },
 }
 
@@ -37,6 +40,7 @@ const OP: u8 = 1;
 const DATA: u8 = 2;
 const PROPOSED: u8 = 3;
 const DROPPED: u8 = 4;
+const APPENDED: u8 = 5;
 /// One write of the kernel, and then some.
 const DATA_BYTES_MAX: usize = 8 << 20;
 const OP_BYTES_MAX: usize = 1 << 20;
@@ -51,6 +55,10 @@ impl Entry {
             }
             Entry::Data { ino, offset, mtime, kill_priv, bytes } => {
                 stamp(out.u8(DATA).u64(ino.0).u64(*offset), *mtime);
+                out.u8(u8::from(*kill_priv)).bytes(bytes);
+            }
+            Entry::Appended { ino, mtime, kill_priv, bytes } => {
+                stamp(out.u8(APPENDED).u64(ino.0), *mtime);
                 out.u8(u8::from(*kill_priv)).bytes(bytes);
             }
             Entry::Proposed { attempt, n, until } => {
@@ -84,11 +92,13 @@ impl Entry {
                 ino: Ino(input.u64("inode")?),
                 offset: input.u64("offset")?,
                 mtime: read_stamp(&mut input)?,
-                kill_priv: match input.u8("kill flag")? {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(DecodeError::NotCanonical("kill flag")),
-                },
+                kill_priv: read_flag(&mut input)?,
+                bytes: input.bytes(DATA_BYTES_MAX, "data")?.to_vec(),
+            },
+            APPENDED => Entry::Appended {
+                ino: Ino(input.u64("inode")?),
+                mtime: read_stamp(&mut input)?,
+                kill_priv: read_flag(&mut input)?,
                 bytes: input.bytes(DATA_BYTES_MAX, "data")?.to_vec(),
             },
             PROPOSED => Entry::Proposed {
@@ -108,6 +118,14 @@ impl Entry {
 
 fn stamp(out: &mut Writer, stamp: Stamp) -> &mut Writer {
     out.i64(stamp.secs).u32(stamp.nanos)
+}
+
+fn read_flag(input: &mut Reader) -> Result<bool, DecodeError> {
+    match input.u8("kill flag")? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(DecodeError::NotCanonical("kill flag")),
+    }
 }
 
 fn read_stamp(input: &mut Reader) -> Result<Stamp, DecodeError> {
@@ -140,6 +158,7 @@ mod tests {
                 kill_priv: true,
                 bytes: b"x".to_vec(),
             },
+            Entry::Appended { ino: Ino(7), mtime: now, kill_priv: false, bytes: b"xy".to_vec() },
             Entry::Proposed { attempt: Attempt(1), n: 2, until: Seq(3) },
             Entry::Dropped { from: Seq(1), until: Seq(3) },
         ] {
@@ -148,5 +167,15 @@ mod tests {
             assert!(Entry::decode(&bytes[..bytes.len() - 1]).is_err());
             assert!(Entry::decode(&[&bytes[..], &[0]].concat()).is_err());
         }
+    }
+
+    /// docs/FORMAT.md has the table; a journal outlives the program that wrote it.
+    #[test]
+    fn an_entry_has_its_golden_bytes() {
+        let mtime = Stamp { secs: 2, nanos: 3 };
+        let entry = Entry::Appended { ino: Ino(7), mtime, kill_priv: true, bytes: b"xy".to_vec() };
+        let golden =
+            [&[5, 7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0][..], &[3, 0, 0, 0, 1, 2]];
+        assert_eq!(entry.encode(), [&golden.concat()[..], b"xy"].concat());
     }
 }
