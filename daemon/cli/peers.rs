@@ -11,7 +11,7 @@ use crate::http::tls;
 use crate::http::transport::Transport;
 use crate::identity::invite::Invite;
 use crate::identity::join::{self, Entered, public_keys};
-use crate::link::Link;
+use crate::link::{Link, LinkError};
 use crate::network::{Known, Network};
 use clap::Args;
 use mictlan::id::{Label, PeerId, TimeMs};
@@ -19,7 +19,7 @@ use mictlan::ledger::record::body::{
     Body, Invite as InviteTerms, Peer, PeerState, Principal as Introduced, Role, principal_message,
 };
 use mictlan::ledger::record::{Origin, time};
-use mictlan::wire::{Answer, PeerInfo, Query};
+use mictlan::wire::{Answer, Failure, PeerInfo, Query};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,8 @@ use zeroize::Zeroizing;
 const VALID: Duration = Duration::from_secs(24 * 3600);
 /// How long a peer that answers may take to have its address noted.
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
+/// How long a voter may take to apply the record that lets a newcomer in.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
@@ -170,6 +172,7 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
     let entered = join::join(&transport, &invite, name.clone(), host::now()).await?;
     let network = entered.name.clone();
     let links = network_of(&transport, &entered);
+    until_known(&links).await;
     let peers: Vec<KnownPeer> = entered
         .joined
         .peers
@@ -220,6 +223,21 @@ fn network_of(transport: &Transport, entered: &Entered) -> Network {
     };
     let listens = |info: &&PeerInfo| !info.addresses.is_empty();
     Network::new(entered.joined.peers.iter().filter(listens).map(known).collect())
+}
+
+/// A voter that is a moment behind answers a newcomer as it answers a stranger. One that does not
+/// answer at all is not waited for.
+async fn until_known(network: &Network) {
+    let peers = network.peers();
+    let voters = peers.iter().filter(|known| known.info.voter);
+    let knows = async |link: &Link| {
+        while matches!(link.head().await, Err(LinkError::Refused { why: Failure::NotAllowed, .. }))
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let all = voters.map(|known| tokio::time::timeout(KNOWN_WITHIN, knows(&known.link)));
+    futures::future::join_all(all).await;
 }
 
 /// A newcomer's `net.peer`. It does not vote before it has the ledger: until then a quorum that
