@@ -17,6 +17,7 @@ mod near;
 mod peers;
 mod placing;
 mod serve;
+mod standing;
 mod status;
 
 use clap::{Parser, Subcommand};

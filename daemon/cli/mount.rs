@@ -7,7 +7,7 @@
 use super::connect::{self, Connected, DEFAULT_VOLUME};
 use super::error::CliError;
 use super::placing::Placing;
-use super::{background, log, runtime};
+use super::{background, log, runtime, standing};
 use crate::chunks::Chunks;
 use crate::ledger::{Ledger, LedgerTree, fetch};
 use crate::volume::{Stale, Start, Volume};
@@ -139,30 +139,27 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     let (volume, stale) = open(&connected, wanted.volume.clone(), wanted.options.clone()).await?;
     let source = format!("{}:{}", connected.name, wanted.volume);
     let runtime = tokio::runtime::Handle::current();
-    let grafted = Arc::new(graft(&connected, &volume, &wanted.options)?);
+    let grafted = Arc::new(graft(&volume, &wanted.options));
     let mounted = session::mount(grafted, dir, &source, &wanted.options, runtime)?;
     forget_what_is_stale(&mounted, stale);
     if waited_for {
         let log = log_file(&connected)?;
         background::ready(&log).map_err(|error| CliError::Io(log, error))?;
     }
+    let paths = connected.paths.clone();
+    let standing = tokio::spawn(standing::keep(paths, dir.to_owned(), volume.clone()));
     let code = until_the_end(&connected, &volume, mounted).await?;
+    standing.abort();
+    standing::forget(&connected.paths, dir);
     connected.close().await;
     Ok(code)
 }
 
 /// The volume with the verified ledger below it.
-fn graft(
-    connected: &Connected,
-    volume: &Arc<Volume>,
-    options: &Options,
-) -> Result<Graft<Volume, LedgerTree>, CliError> {
-    let state = connected.ledger_state()?;
-    let fetch = fetch::from_network(connected.network.clone());
-    let ledger = Ledger::open(connected.id, &state, fetch)?;
+fn graft(volume: &Arc<Volume>, options: &Options) -> Graft<Volume, LedgerTree> {
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let tree = Arc::new(LedgerTree(ledger));
-    Ok(Graft::new(volume.clone(), tree, options.no_ledger, owner))
+    let tree = Arc::new(LedgerTree(volume.ledger().clone()));
+    Graft::new(volume.clone(), tree, options.no_ledger, owner)
 }
 
 /// Where a mount in the background says what it has to say.
@@ -182,8 +179,10 @@ pub async fn open(
     let memory = options.memory_bytes;
     let chunks = Chunks::new(connected.network.clone(), placing.now().await?, memory);
     let network_changed = Arc::new(Notify::new());
+    let fetch = fetch::from_network(connected.network.clone());
     let start = Start {
         network: connected.network.clone(),
+        ledger: Ledger::open(connected.id, &connected.ledger_state()?, fetch)?,
         chunks: chunks.clone(),
         volume,
         principal: connected.principal.clone(),
@@ -192,6 +191,9 @@ pub async fn open(
         network_changed: network_changed.clone(),
     };
     let opened = Volume::open(start).await?;
+    for trouble in opened.0.troubles() {
+        eprintln!("mictlan: warning: {}; next: {}", trouble.what, trouble.next);
+    }
     tokio::spawn(chunks.clone().watch());
     tokio::spawn(placing.follow(chunks, network_changed));
     Ok(opened)

@@ -21,10 +21,10 @@ use crate::store::durable::DiskError;
 use bytes::Bytes;
 use fetch::Fetch;
 use mictlan::codec::DecodeError;
-use mictlan::id::{LedgerHash, NetworkId, TimeMs};
+use mictlan::id::{LedgerHash, NetworkId, Position, TimeMs};
 use mictlan::ledger::checkpoint::{Accepted, Checkpoint, CheckpointError};
 use mictlan::ledger::roster::Roster;
-use mictlan::ledger::tile::TileId;
+use mictlan::ledger::tile::{self, Row, TileId, WIDTH};
 use mictlan::meta::error::FsError;
 use mictlan::wire::Head;
 use outline::Outlines;
@@ -245,8 +245,14 @@ impl Ledger {
                 // Dropped at the end, and by a panic too: who waits is always woken.
                 let round = Round(ledger);
                 let outcome = round.0.advance().await;
-                if let Err(error) = &outcome {
-                    tracing::warn!(%error, "no newer checkpoint of the ledger");
+                // Mounts look every few seconds: one line each time that it stops working.
+                let worked = round.0.rounds.borrow().1.is_none();
+                match &outcome {
+                    Err(error) if worked => {
+                        tracing::warn!(%error, "no newer checkpoint of the ledger");
+                    }
+                    Err(error) => tracing::debug!(%error, "no newer checkpoint of the ledger"),
+                    Ok(()) => {}
                 }
                 round.0.rounds.send_modify(|(_, last)| *last = outcome.err());
             });
@@ -291,6 +297,14 @@ impl Ledger {
             true => LedgerError::Tampered { path, size },
             false => LedgerError::Unreachable { path, why },
         })
+    }
+
+    /// The leaf of a record in the tree that `seen` vouches for.
+    pub async fn leaf(&self, seen: &Seen, at: Position) -> Result<LedgerHash, LedgerError> {
+        let short = DecodeError::Short("tile of the published size");
+        let id = TileId::of(Row::Level(0), at.0 / WIDTH, seen.size()).ok_or(short)?;
+        let bytes = self.tile(seen, id).await?;
+        tile::hashes(&bytes).nth((at.0 % WIDTH) as usize).ok_or(short.into())
     }
 
     /// A tile of the verified tree, at least as wide as `id`.

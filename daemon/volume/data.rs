@@ -35,8 +35,9 @@ impl Volume {
         ino: Ino,
         write: WriteAt,
     ) -> Result<u32, FsError> {
+        self.believed()?;
         match self.mode() {
-            Mode::Reader => return Err(FsError::ReadOnly),
+            Mode::Reader => return Err(self.read_only()),
             Mode::Lost => return Err(FsError::Io),
             Mode::Leased { .. } | Mode::Synchronous => {}
         }

@@ -8,7 +8,9 @@ use super::file::OpenFile;
 use super::journal::Seq;
 use super::state::Mode;
 use super::{Stale, Volume};
+use crate::link::Link;
 use mictlan::id::{ChunkId, Ino, LedgerHash, Position, SessionId, TimeMs};
+use mictlan::ledger::merkle;
 use mictlan::ledger::record::body::{Body, Commit};
 use mictlan::ledger::record::{Line, NO_RECORD, RecordError};
 use mictlan::ledger::roster::{Roster, RosterError};
@@ -27,8 +29,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a peer holds a question for news back.
-const WAIT: Duration = Duration::from_secs(20);
+/// How long a peer holds a question for news back. A view may be 3 s old before that is told, so
+/// also an empty page has to come sooner.
+const WAIT: Duration = Duration::from_secs(2);
 /// One page of the log.
 const PAGE_BYTES: u32 = 4 << 20;
 /// After a page that could not be had or applied.
@@ -68,8 +71,14 @@ pub enum FollowError {
 impl Volume {
     /// Follows the log until the volume ends.
     pub(super) async fn follow(self: Arc<Self>) {
-        loop {
+        while self.believed().is_ok() {
             let from = self.applying.lock().await.next;
+            if self.belief.limit().is_some_and(|limit| from >= limit) {
+                // Without a quorum at the start, what no checkpoint covers is not applied.
+                self.is_anybody_there().await;
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
             match self.page(from, WAIT).await {
                 Ok(page) => {
                     if let Err(error) = self.apply_page(page).await {
@@ -85,6 +94,13 @@ impl Volume {
         }
     }
 
+    async fn is_anybody_there(&self) {
+        let head = self.network.voter(WAIT, |link| async move { link.head().await }).await;
+        if head.is_ok() {
+            self.belief.heard();
+        }
+    }
+
     async fn page(
         &self,
         from: Position,
@@ -96,16 +112,30 @@ impl Volume {
             max_bytes: PAGE_BYTES,
             wait_ms: wait.as_millis() as u32,
         };
-        self.network
+        let page = self
+            .network
             .voter(self.options.deadline + wait, |link| {
                 let follow = follow.clone();
                 async move { link.follow(follow).await }
             })
-            .await
+            .await?;
+        self.belief.heard();
+        Ok(page)
+    }
+
+    /// The next page as one peer has it; `None` at `end`, or when it has none.
+    pub(super) async fn page_of(&self, link: &Link, end: Position) -> Option<Page> {
+        let from = self.applying.lock().await.next;
+        let follow = Follow { volume: Some(self.id), from, max_bytes: PAGE_BYTES, wait_ms: 0 };
+        if from >= end { None } else { link.follow(follow).await.ok() }
     }
 
     /// Applies a page; what was applied meanwhile is skipped.
     pub(super) async fn apply_page(&self, page: Page) -> Result<(), FollowError> {
+        let page = match self.belief.limit() {
+            Some(limit) => cut(page, limit),
+            None => page,
+        };
         let mut applied = self.applying.lock().await;
         for entry in page.entries {
             if entry.position >= applied.next {
@@ -201,6 +231,7 @@ impl Volume {
             Line::parse(&entry.line).map_err(|error| FollowError::NotARecord { at, error })?;
         let hash = line.hash();
         check_place(applied, at, &line)?;
+        let follows = at == applied.next && applied.chain.is_some();
         let body = check_actor(applied, at, &line)?;
         match &body {
             Body::Commit(commit) if commit.volume == self.id => {
@@ -227,6 +258,7 @@ impl Volume {
         }
         applied.next = Position(at.0 + 1);
         applied.chain = Some(hash);
+        self.belief.applied(at, merkle::leaf(&entry.line), follows);
         Ok(())
     }
 
@@ -391,6 +423,13 @@ impl Volume {
             self.progress.send_modify(|progress| progress.stuck = Some(FsError::Io));
         }
     }
+}
+
+/// The part of a page before `limit`.
+fn cut(mut page: Page, limit: Position) -> Page {
+    page.entries.retain(|entry| entry.position < limit);
+    page.next = page.next.min(limit);
+    page
 }
 
 fn check_place(applied: &Applied, at: Position, line: &Line) -> Result<(), FollowError> {

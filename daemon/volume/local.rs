@@ -47,11 +47,12 @@ impl Volume {
     /// Runs `op` with the time `now`: under the lease it is answered from here and committed
     /// behind; without it, it is answered when its commit is ordered.
     pub(super) async fn run_at(&self, op: Op, now: Stamp) -> Result<Reply, FsError> {
+        self.believed()?;
         self.not_too_far_behind().await?;
         match self.mode() {
             Mode::Leased { .. } => {}
             Mode::Synchronous => return self.run_synchronously(&op, now).await,
-            Mode::Reader => return Err(FsError::ReadOnly),
+            Mode::Reader => return Err(self.read_only()),
             Mode::Lost => return Err(FsError::Io),
         }
         loop {

@@ -6,6 +6,7 @@
 //! Invariant: what a call acknowledged is in the journal or on its peers; what `fsync`
 //! acknowledged is committed; a refusal is never silent.
 
+mod belief;
 mod caller;
 mod commit;
 mod conflict;
@@ -16,10 +17,12 @@ pub mod journal;
 mod local;
 mod nodes;
 mod orphan;
+mod quorum;
 mod read;
 mod recover;
 mod root;
 mod seal;
+mod secrets;
 mod session;
 mod snapshot;
 mod space;
@@ -29,7 +32,9 @@ mod tail;
 mod vfs;
 mod virtual_xattr;
 
-pub use start::{OpenError, Start, roster};
+pub use belief::{Disbelief, Trouble};
+pub use secrets::roster;
+pub use start::{OpenError, Start};
 
 use crate::chunks::Chunks;
 use crate::chunks::budget::Budget;
@@ -88,6 +93,8 @@ pub struct Volume {
     snapshot_wanted: Notify,
     /// Until then the leader is not asked where the log stands: it just was not there.
     unconfirmed: Mutex<Option<Instant>>,
+    /// Whether what is applied is what a quorum signed.
+    belief: belief::Belief,
     /// Told when a record changed the peers, the layout, or this volume.
     network_changed: Arc<Notify>,
     /// What the kernel must forget.

@@ -155,6 +155,7 @@ impl Volume {
     /// Before a question is answered: under the lease and on a read-only mount at once, otherwise
     /// when everything that others have closed is seen.
     pub(super) async fn fresh(&self) -> Result<(), FsError> {
+        self.believed()?;
         if self.mode() != Mode::Synchronous {
             return Ok(());
         }

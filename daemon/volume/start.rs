@@ -4,18 +4,23 @@
 //! Invariant: nothing is answered before everything committed at the time of the call is seen, and
 //! what an earlier mount of this host left in its journal is in order again.
 
+use super::belief::Belief;
 use super::follow::Applied;
 use super::journal::{About, Journal, JournalError, Left};
+use super::quorum;
+use super::secrets::{Known, roster_before, unwrap_ring};
 use super::state::{Core, Mode, Progress, Session};
 use super::{Stale, Volume};
 use crate::chunks::Chunks;
 use crate::chunks::budget::Budget;
 use crate::host;
+use crate::ledger::{Ledger, Seen};
 use crate::network::{CallError, Network};
 use mictlan::file::Cutter;
-use mictlan::id::{Attempt, Label, Position, SessionId, VolumeId};
-use mictlan::ledger::record::body::{Body, Wrap, wrap_info};
-use mictlan::ledger::record::{Line, Origin};
+use mictlan::id::{Attempt, Label, LedgerHash, Position, SessionId, VolumeId};
+use mictlan::ledger::merkle;
+use mictlan::ledger::record::Line;
+use mictlan::ledger::record::body::Body;
 use mictlan::ledger::roster::Roster;
 use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NewNode, NodeCache, NodeRef, Tree, TreeKeys};
@@ -30,12 +35,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, watch};
 
-/// No volume has this id: a follower that names it gets what concerns everyone.
-const NO_VOLUME: VolumeId = VolumeId([0; 16]);
-
 /// What a volume is opened with.
 pub struct Start {
     pub network: Arc<Network>,
+    /// The network's ledger as this machine verified it.
+    pub ledger: Arc<Ledger>,
     pub chunks: Arc<Chunks>,
     pub volume: Label,
     pub principal: Arc<Principal>,
@@ -65,6 +69,19 @@ pub enum OpenError {
     Ledger(String),
     #[error("the newest root of the volume cannot be read: {0}")]
     Root(String),
+    #[error("fewer than a majority of the voters answer")]
+    NoQuorum,
+    #[error(
+        "fewer than a majority of the voters answer, and no state of the volume can be proved \
+         without them: {0}; start the silent ones: mictlan serve"
+    )]
+    NothingProven(String),
+    #[error(
+        "the network shows {shown} records, and this machine has verified a checkpoint of \
+         {remembered}: records were taken back. Nothing was mounted; find out which voters were \
+         set back before you trust them (mictlan ledger verify)"
+    )]
+    RolledBack { remembered: u64, shown: u64 },
     #[error("{0}")]
     Journal(#[from] JournalError),
     #[error("{0}")]
@@ -72,29 +89,52 @@ pub enum OpenError {
 }
 
 /// A question asked while a volume comes up.
-type Opening<T> = Result<T, OpenError>;
+pub(super) type Opening<T> = Result<T, OpenError>;
 
 impl Volume {
-    /// Brings the volume up. The receiver gets what the kernel must forget.
+    /// Brings the volume up. The receiver gets what the kernel must forget. Without a majority of
+    /// the voters it comes up read-only, as far as a checkpoint proves it.
     pub async fn open(start: Start) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
-        let deadline = start.options.deadline;
-        let info = find_volume(&start).await?;
+        match Self::bring_up(&start, None).await {
+            Err(OpenError::NoQuorum) => {
+                let seen = quorum::proven(&start.ledger).await?;
+                Self::bring_up(&start, Some(seen)).await
+            }
+            brought_up => brought_up,
+        }
+    }
+
+    async fn bring_up(
+        start: &Start,
+        proven: Option<Arc<Seen>>,
+    ) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
+        let mut info = find_volume(start).await?;
+        if let Some(seen) = &proven {
+            // A root that no checkpoint covers is nobody's word; the log itself is longer to read.
+            info.root = info.root.filter(|root| root.record.0 < seen.size());
+        }
         let next = applied_at_start(&info);
         let Known { roster, wraps, before } =
             roster_before(&start.network, start.options.deadline, next).await?;
         let origin = roster.origin();
         let actor = roster.owner_of(&start.principal.id()).cloned().ok_or(OpenError::Unknown)?;
-        let ring = unwrap_ring(&start, &info, &origin, &actor, &wraps)?;
+        let ring = unwrap_ring(start, &info, &origin, &actor, &wraps)?;
         let keys = TreeKeys::new(ring.identity_key(), ring.boundary_key());
         let nodes = Arc::new(NodeCache::new((start.options.memory_bytes / 8) as usize));
-        let (tree, position) = newest_tree(&start, &info, &roster, &ring, &keys, &nodes).await?;
-        let session = match start.options.read_only {
+        let size = proven.as_ref().map(|seen| Position(seen.size()));
+        let belief = Belief::new(start.ledger.clone(), size);
+        if let Some(root) = &info.root {
+            let leaf = check_root(start, info.id, root, &roster).await?;
+            belief.applied(root.record, leaf, false);
+        }
+        let (tree, position) = newest_tree(start, &info, &ring, &keys, &nodes).await?;
+        let session = match start.options.read_only || proven.is_some() {
             true => None,
-            false => Some(open_session(&start, info.id).await?),
+            false => Some(open_session(start, info.id).await?),
         };
-        let left = leftovers(&start, info.id)?;
+        let left = if session.is_some() { leftovers(start, info.id)? } else { Vec::new() };
         let about = session.map(|session| About { volume: info.id, session });
-        let journal = about.map(|about| new_journal(&start, about)).transpose()?;
+        let journal = about.map(|about| new_journal(start, about)).transpose()?;
         let (stale, stale_receiver) = mpsc::unbounded_channel();
         let volume = Arc::new(Volume {
             id: info.id,
@@ -131,8 +171,12 @@ impl Volume {
             lease_changed: Notify::new(),
             snapshot_wanted: Notify::new(),
             unconfirmed: Mutex::new(None),
+            belief,
         });
-        volume.first_catch_up(deadline).await?;
+        match &proven {
+            Some(seen) => volume.prove(seen).await?,
+            None => volume.first_catch_up().await?,
+        }
         volume.clone().begin(left).await?;
         Ok((volume, stale_receiver))
     }
@@ -140,6 +184,7 @@ impl Volume {
     /// The tasks of a volume that is up to date. What earlier mounts left is replayed first.
     async fn begin(self: Arc<Self>, left: Vec<Left>) -> Opening<()> {
         tokio::spawn(self.clone().follow());
+        tokio::spawn(self.clone().watch_ledger());
         if self.journal.is_some() {
             tokio::spawn(self.clone().commit_behind());
             // First, because it fences: the lease of a mount that is gone would stand in the way.
@@ -156,13 +201,43 @@ impl Volume {
         Ok(())
     }
 
-    async fn first_catch_up(&self, deadline: std::time::Duration) -> Opening<()> {
-        match self.catch_up(tokio::time::Instant::now() + deadline).await {
-            Ok(()) => Ok(()),
-            // Without a quorum a reader still sees what there is.
-            Err(FsError::TimedOut) if self.options.read_only => Ok(()),
-            Err(error) => Err(error.into()),
+    async fn first_catch_up(&self) -> Opening<()> {
+        // Known before the call, so a majority of honest voters has it all.
+        let remembered = self.belief.signed();
+        let deadline = tokio::time::Instant::now() + self.options.deadline;
+        match quorum::or_none(&self.network, self.catch_up(deadline)).await {
+            Some(Ok(())) => {}
+            // With a session a quorum was there a moment ago.
+            Some(Err(FsError::TimedOut)) if self.journal.is_none() => {
+                return Err(OpenError::NoQuorum);
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(OpenError::NoQuorum),
         }
+        let shown = self.progress.borrow().applied.0;
+        match shown < remembered {
+            true => Err(OpenError::RolledBack { remembered, shown }),
+            false => Ok(()),
+        }
+    }
+
+    /// Applies what the checkpoint covers, from whichever voter has it, and compares it.
+    async fn prove(&self, seen: &Seen) -> Opening<()> {
+        let size = Position(seen.size());
+        for known in self.network.peers().iter().filter(|known| known.info.voter) {
+            while let Some(page) = self.page_of(&known.link, size).await {
+                let before = self.progress.borrow().applied;
+                if let Err(error) = self.apply_page(page).await {
+                    tracing::error!(%error, "the volume ends before this record, until it is there");
+                    break;
+                }
+                if self.progress.borrow().applied == before {
+                    break;
+                }
+            }
+        }
+        let proven = self.all_proven(seen).await;
+        proven.map_err(|why| OpenError::NothingProven(why.to_string()))
     }
 }
 
@@ -207,112 +282,17 @@ fn applied_at_start(info: &VolumeInfo) -> Position {
     info.root.as_ref().map_or(info.made, |root| Position(root.position.0 + 1))
 }
 
-/// Who is who in the network, and whose wraps there are, from the records that concern everyone.
-pub async fn roster(
-    network: &Network,
-    deadline: std::time::Duration,
-) -> Opening<(Roster, Vec<Wrap>)> {
-    let known = roster_before(network, deadline, Position(u64::MAX)).await?;
-    Ok((known.roster, known.wraps))
-}
-
-/// What the records that concern everyone say.
-struct Known {
-    roster: Roster,
-    wraps: Vec<Wrap>,
-    /// What those before a position said.
-    before: Roster,
-}
-
-async fn roster_before(
-    network: &Network,
-    deadline: std::time::Duration,
-    position: Position,
-) -> Opening<Known> {
-    let mut before = None;
-    let mut roster: Option<Roster> = None;
-    let mut wraps = Vec::new();
-    let mut from = Position(0);
-    loop {
-        // What comes back concerns everyone, or says who has which secrets.
-        let follow = Follow { volume: Some(NO_VOLUME), from, max_bytes: 4 << 20, wait_ms: 0 };
-        let page = network
-            .voter(deadline, |link| {
-                let follow = follow.clone();
-                async move { link.follow(follow).await }
-            })
-            .await?;
-        for entry in &page.entries {
-            let bad = |why: String| OpenError::Ledger(format!("record {}: {why}", entry.position));
-            if before.is_none() && entry.position >= position {
-                before.clone_from(&roster);
-            }
-            let line = Line::parse(&entry.line).map_err(|error| bad(error.to_string()))?;
-            roster = Some(match roster {
-                None => Roster::genesis(&line.p).map_err(|error| bad(error.to_string()))?,
-                Some(mut roster) => {
-                    let actor = line.p.actor_label();
-                    let key =
-                        roster.key_of(actor.as_str()).map_err(|error| bad(error.to_string()))?;
-                    if !seal::verify(&key, &line.message(&roster.origin()), &line.sig) {
-                        return Err(bad(format!("it is not signed by {actor}")));
-                    }
-                    let body = line.p.body().map_err(|error| bad(error.to_string()))?;
-                    roster.apply(&actor, &body).map_err(|error| bad(error.to_string()))?;
-                    if let Body::Wrap(wrap) = body {
-                        wraps.push(wrap);
-                    }
-                    roster
-                }
-            });
-        }
-        let done = page.next >= page.head.size;
-        from = page.next;
-        if done {
-            break;
-        }
-    }
-    let roster = roster.ok_or_else(|| OpenError::Ledger("it has no records".to_owned()))?;
-    let before = before.unwrap_or_else(|| roster.clone());
-    Ok(Known { roster, wraps, before })
-}
-
-/// The volume's secrets, from the newest wrap for this key.
-fn unwrap_ring(
-    start: &Start,
-    info: &VolumeInfo,
-    origin: &Origin,
-    actor: &Label,
-    wraps: &[Wrap],
-) -> Opening<KeyRing> {
-    let volume = &start.volume;
-    let mine = wraps.iter().filter(|wrap| wrap.volume == info.id && wrap.member == *actor);
-    let no_access = || OpenError::NoAccess { volume: volume.clone(), actor: actor.to_string() };
-    let wrap = mine.max_by_key(|wrap| wrap.key_epoch).ok_or_else(no_access)?;
-    let bad = |why: String| OpenError::BadWrap { volume: volume.clone(), why };
-    let about = wrap_info(origin, &info.id, wrap.key_epoch, actor);
-    let plain = seal::unwrap(&start.principal, &about, &wrap.wrap)
-        .map_err(|error| bad(error.to_string()))?;
-    let ring = KeyRing::decode(&plain).map_err(|error| bad(error.to_string()))?;
-    if ring.current().epoch() < info.epoch {
-        return Err(no_access()); // removed since: the newer secrets are not for this key
-    }
-    Ok(ring)
-}
-
 /// The newest root's tree and the position it stands for; a young volume has none, and begins
 /// empty before the record that made it.
 async fn newest_tree(
     start: &Start,
     info: &VolumeInfo,
-    roster: &Roster,
     ring: &KeyRing,
     keys: &TreeKeys,
     nodes: &Arc<NodeCache>,
 ) -> Opening<(Tree, Position)> {
     match &info.root {
         Some(root) => {
-            check_root(start, info.id, root, roster).await?;
             let node = root_node(start, root, ring, keys, nodes).await?;
             Ok((Tree::new(node, nodes.clone()), root.position))
         }
@@ -330,13 +310,13 @@ async fn newest_tree(
 }
 
 /// A peer's word for the newest root counts only with the record that a member signed: otherwise
-/// an old root could be passed off as a newer one, and the commits between would be gone unseen.
+/// an old root could be passed off as a newer one, and the commits between would be gone unseen. The record's leaf comes back, to be found in the verified log.
 async fn check_root(
     start: &Start,
     volume: VolumeId,
     root: &RootInfo,
     roster: &Roster,
-) -> Opening<()> {
+) -> Opening<LedgerHash> {
     let follow = Follow { volume: Some(volume), from: root.record, max_bytes: 1, wait_ms: 0 };
     let page = start
         .network
@@ -359,7 +339,7 @@ async fn check_root(
         _ => false,
     };
     match signed && named && line.i == root.record {
-        true => Ok(()),
+        true => Ok(merkle::leaf(&entry.line)),
         false => Err(bad("it is not the root that a peer said it is")),
     }
 }
@@ -389,20 +369,18 @@ async fn root_node(
 
 async fn open_session(start: &Start, volume: VolumeId) -> Opening<SessionId> {
     let open = OpenSession { volume, req: host::ulid_bytes(), read_only: false };
-    let opened = start
-        .network
-        .voter(start.options.deadline, |link| {
-            let open = open.clone();
-            async move { link.open_session(open).await }
-        })
-        .await?;
-    Ok(opened.session)
+    let opened = start.network.voter(start.options.deadline, |link| {
+        let open = open.clone();
+        async move { link.open_session(open).await }
+    });
+    match quorum::or_none(&start.network, opened).await {
+        Some(Ok(opened)) => Ok(opened.session),
+        Some(Err(CallError::NoVoter { .. })) | None => Err(OpenError::NoQuorum),
+        Some(Err(error)) => Err(error.into()),
+    }
 }
 
 fn leftovers(start: &Start, volume: VolumeId) -> Opening<Vec<Left>> {
-    if start.options.read_only {
-        return Ok(Vec::new());
-    }
     let mut strange = Vec::new();
     let parent = start.journals.join(volume.to_string());
     let left = Left::find(&parent, &start.principal, &mut strange)?;

@@ -39,6 +39,9 @@ impl Volume {
     }
 
     pub(super) fn new_ino(&self) -> Answer<Ino> {
+        if self.mode() == Mode::Reader {
+            return Err(self.read_only());
+        }
         let mut core = self.core();
         // Four thousand million inodes later a new session brings a new block.
         core.inodes_made = core.inodes_made.checked_add(1).ok_or(FsError::NoSpace)?;
@@ -78,6 +81,9 @@ impl Volume {
     ) -> Answer<Opened> {
         if inode.kind == FileKind::Dir && how.write {
             return Err(FsError::IsDir);
+        }
+        if how.write && self.mode() == Mode::Reader {
+            return Err(self.read_only());
         }
         let handle = self.opened(ino);
         if how.truncate {
@@ -191,6 +197,7 @@ impl Vfs for Volume {
     }
 
     async fn readlink(self: Arc<Self>, ino: Ino) -> Answer<Box<[u8]>> {
+        self.believed()?;
         self.ask(|core| read::readlink(&core.view, ino)).await
     }
 
@@ -280,6 +287,7 @@ impl Vfs for Volume {
     }
 
     async fn read(self: Arc<Self>, ino: Ino, _handle: u64, offset: u64, len: u32) -> Answer<Bytes> {
+        self.believed()?;
         self.read_bytes(ino, offset, len).await
     }
 
@@ -337,10 +345,10 @@ impl Vfs for Volume {
     }
 
     async fn getxattr(self: Arc<Self>, ino: Ino, name: Box<[u8]>) -> Answer<Bytes> {
-        self.fresh().await?;
         if let Some(which) = virtual_xattr::named(&name) {
             return self.virtual_xattr(ino, which).await;
         }
+        self.fresh().await?;
         let value = self.ask(|core| read::getxattr(&core.view, ino, &name, true)).await?;
         Ok(Bytes::from(value))
     }
@@ -409,6 +417,7 @@ impl Vfs for Volume {
     }
 
     async fn seek(self: Arc<Self>, ino: Ino, _handle: u64, offset: u64, seek: Seek) -> Answer<u64> {
+        self.believed()?;
         self.sealed(ino).await?;
         let what = match seek {
             Seek::Data => read::Seek::Data,

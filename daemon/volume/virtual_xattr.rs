@@ -16,6 +16,8 @@ pub enum Virtual {
     Version,
     /// The peers where each chunk's copies belong.
     Copies,
+    /// How this mount stands to the log: what it applied, what is signed, what is wrong.
+    View,
     /// How many copies: a setting of the directory or file.
     Replicas,
 }
@@ -24,6 +26,7 @@ pub enum Virtual {
 pub fn named(name: &[u8]) -> Option<Virtual> {
     match name {
         b"user.mictlan.version" => Some(Virtual::Version),
+        b"user.mictlan.view" => Some(Virtual::View),
         b"user.mictlan.copies" => Some(Virtual::Copies),
         b"user.mictlan.replicas" => Some(Virtual::Replicas),
         _ => None,
@@ -41,8 +44,13 @@ impl Volume {
         ino: Ino,
         which: Virtual,
     ) -> Result<Bytes, FsError> {
+        // The view tells why nothing else is answered, so it is answered always.
+        if which != Virtual::View {
+            self.fresh().await?;
+        }
         let inode = self.inode(ino).await?;
         match which {
+            Virtual::View => Ok(self.view_in_words().into()),
             Virtual::Version => Ok(self.core().view.position().to_string().into()),
             Virtual::Replicas => {
                 let name = b"user.mictlan.replicas";

@@ -8,6 +8,7 @@
 
 pub mod checkpoint;
 pub mod files;
+pub mod inclusion;
 pub mod merkle;
 pub mod proof;
 pub mod record;

@@ -4,6 +4,7 @@ use super::{JournalLine, MountLine, PeerLine, Problem, Report, VolumeLine};
 use crate::cli::connect;
 use crate::cli::error::CliError;
 use crate::cli::near::{Near, Spot};
+use crate::cli::standing::{self, Said};
 use crate::config::{Config, Network as Configured, Paths};
 use crate::here;
 use crate::http::transport::Transport;
@@ -168,6 +169,20 @@ pub fn mounts(config: &Config) -> Vec<MountLine> {
         is_ours.then_some(MountLine { dir, source })
     };
     table.lines().filter_map(mount).collect()
+}
+
+/// What a mount of the report told of itself, under codes that this program knows.
+const MOUNT_CODES: [&str; 4] =
+    ["stale-view", "unproved", "mounted-without-quorum", "contradiction"];
+
+pub fn troubles(paths: &Paths, mount: &MountLine) -> Vec<Problem> {
+    let said = standing::of(paths, &mount.dir).map(|standing| standing.troubles);
+    let problem = |said: Said| {
+        let code = MOUNT_CODES.into_iter().find(|code| *code == said.code)?;
+        let what = format!("{}: {}", mount.dir, said.what);
+        Some(Problem { code, what, next: said.next, severe: said.severe })
+    };
+    said.into_iter().flatten().filter_map(problem).collect()
 }
 
 /// Journals below the state directory. Whether one is in use is read from the kernel's table of

@@ -13,6 +13,10 @@
 //! | `unpublished` | records wait for cosignatures |
 //! | `journal-waits` | an ended mount of this host left what is not committed |
 //! | `peer-held` | a process that does not answer has this machine's store |
+//! | `stale-view` | a mount has not heard of the log for 3 s, or of a cosignature for a minute |
+//! | `unproved` | what a mount applied over 10 s ago is under no cosigned checkpoint yet |
+//! | `mounted-without-quorum` | a mount is read-only, because most voters were away when it began |
+//! | `contradiction` | a mount was shown a log that the voters did not sign; all of it is `EIO` |
 //! | `not-mounted` | the directory is no mount of mictlan |
 
 mod look;
@@ -187,6 +191,9 @@ fn report(which: &Which, dir: Option<PathBuf>) -> Result<Report, CliError> {
     report.id = configured.id.to_string();
     report.journals = look::journals(&paths);
     runtime()?.block_on(look::network(&mut report, &paths, &config, &name, configured))?;
+    for mount in &report.mounts {
+        report.problems.extend(look::troubles(&paths, mount));
+    }
     report.judge();
     Ok(report)
 }

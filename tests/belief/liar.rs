@@ -1,0 +1,255 @@
+//! A network in this process, and a voter that shows a mount what the network did not order.
+
+use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
+use mictlan::cluster::place::Copies;
+use mictlan::id::{Label, LedgerHash, PeerId, Position, PrincipalId};
+use mictlan::ledger::record::body::{Body, Note};
+use mictlan::ledger::record::{Origin, Proposal, record_message, write_line};
+use mictlan::seal::Principal;
+use mictlan::wire::{
+    Answer, Append, Barrier, CloseSession, Failure, Follow, Followed, Head, Heartbeat,
+    HeartbeatReply, Join, Joined, OpenSession, Outcome, Page, PeerInfo, Query, SessionOpened,
+};
+use mictlan_daemon::chunks::{Chunks, Placement};
+use mictlan_daemon::cli::connect;
+use mictlan_daemon::config::{Config, Paths};
+use mictlan_daemon::founding::Author;
+use mictlan_daemon::here::Here;
+use mictlan_daemon::host;
+use mictlan_daemon::ledger::{Ledger, fetch};
+use mictlan_daemon::link::Link;
+use mictlan_daemon::network::{Known, Network};
+use mictlan_daemon::peer::{Caller, Peer, RaftCall, Sequencing, Standing};
+use mictlan_daemon::volume::{Start, Volume};
+use mictlan_mount::options::Options;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+
+type Answering<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
+
+fn label(text: &str) -> Label {
+    Label::parse(text).expect("a label")
+}
+
+/// An honest network of one voter.
+pub struct World {
+    here: Here,
+    paths: Paths,
+    origin: Origin,
+    user: Arc<Principal>,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    pub async fn found() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let paths = Paths::below(dir.path());
+        let mut config = Config::default();
+        let name = label("home");
+        let founded = connect::found(&paths, &mut config, &name, None).await;
+        let (here, _) = founded.expect("a network");
+        let user = connect::load_key(&paths, &label("default")).expect("its key");
+        let origin = Origin::new(&name, &here.peer.network);
+        Self { here, paths, origin, user: Arc::new(user), dir }
+    }
+
+    fn caller(&self) -> Caller {
+        Caller { principal: self.user.id(), local: true }
+    }
+
+    fn link(&self) -> Link {
+        Link::Embedded(self.here.peer.clone(), self.caller())
+    }
+
+    pub fn size(&self) -> u64 {
+        self.here.sequencer.with_state(|state| state.head().size).expect("it has records")
+    }
+
+    fn note(&self) -> Body {
+        Body::Note(Note { data: json!({"text": "said"}), topic: label("test") })
+    }
+
+    /// A record that the network orders, past the liar.
+    pub async fn order_a_note(&self) {
+        let network = Network::new(vec![known(1, true, self.link())]);
+        let (origin, actor) = (self.origin.clone(), label("default"));
+        let author = Author { network: &network, origin, actor, principal: &self.user };
+        author.append(self.note()).await.expect("ordered");
+    }
+
+    /// A mount that hears of the log from `liar` alone; chunks and the ledger's files are honest.
+    pub async fn mount(&self, liar: &Arc<Liar>) -> Arc<Volume> {
+        let lying =
+            Peer::new(self.here.peer.network, PrincipalId([9; 32]), None, Some(liar.clone()));
+        let voter = Link::Embedded(Arc::new(lying), self.caller());
+        let peers = vec![known(1, false, self.link()), known(9, true, voter)];
+        let network = Arc::new(Network::new(peers));
+        let chunks = Chunks::new(network.clone(), placement(), 1 << 20);
+        let honest = self.link();
+        let fetch = fetch::from_links(move || vec![honest.clone()]);
+        let ledger = Ledger::open(self.here.peer.network, self.dir.path(), fetch);
+        let start = Start {
+            network,
+            ledger: ledger.expect("nothing is remembered"),
+            chunks: chunks.clone(),
+            volume: label("main"),
+            principal: self.user.clone(),
+            options: Options::default(),
+            journals: self.paths.state.join("journals"),
+            network_changed: Arc::new(Notify::new()),
+        };
+        let (volume, _) = Volume::open(start).await.expect("it comes up");
+        tokio::spawn(chunks.watch());
+        volume
+    }
+
+    pub async fn end(self) {
+        self.here.stop().await;
+    }
+}
+
+fn known(id: u64, voter: bool, link: Link) -> Known {
+    let info = PeerInfo {
+        id: PeerId(id),
+        name: label("peer"),
+        principal: link.peer(),
+        addresses: Vec::new(),
+        storage: !voter,
+        voter,
+        domain: "here".to_owned(),
+        weight: 1,
+    };
+    Known { info, link }
+}
+
+fn placement() -> Placement {
+    let member = Member { weight: Weight(1), domain: label("here") };
+    let delta = Delta { put: BTreeMap::from([(PeerId(1), member)]), remove: Vec::new() };
+    Placement {
+        layout: Layout::new().change(1, &delta).expect("a layout"),
+        copies: Copies::new(1).expect("above zero"),
+        voters: 1,
+        own: label("here"),
+    }
+}
+
+/// Passes everything on, until it shows a record of its own at the end of the log and then no more.
+pub struct Liar {
+    honest: Arc<Peer>,
+    caller: Caller,
+    origin: Origin,
+    user: Arc<Principal>,
+    body: Body,
+    lies: AtomicBool,
+    /// Covers where the forged record was shown.
+    shown: Mutex<Option<Position>>,
+    /// Told when it was.
+    told: Notify,
+}
+
+impl Liar {
+    pub fn of(world: &World) -> Arc<Self> {
+        Arc::new(Self {
+            honest: world.here.peer.clone(),
+            caller: world.caller(),
+            origin: world.origin.clone(),
+            user: world.user.clone(),
+            body: world.note(),
+            lies: AtomicBool::new(false),
+            shown: Mutex::new(None),
+            told: Notify::new(),
+        })
+    }
+
+    /// From now on it lies; returns when the mount was shown the record.
+    pub async fn shows_a_record_of_its_own(&self) {
+        self.lies.store(true, Ordering::SeqCst);
+        self.told.notified().await;
+    }
+
+    /// Signed by the user itself, as if it had asked for it: nothing in the record is wrong.
+    fn forged(&self, head: &Head) -> Followed {
+        let proposal = Proposal::new(label("default"), host::ulid(), self.body.clone());
+        let p = proposal.encode().expect("in the profile");
+        let sig = self.user.sign(&record_message(&self.origin, &p));
+        let line = write_line(head.size, &LedgerHash(head.chain), head.t, &p, &sig);
+        let line = line.expect("a record");
+        Followed { position: head.size, line, tags: None, payload: None, inline: None }
+    }
+
+    async fn lie(&self, follow: Follow) -> Result<Page, Failure> {
+        let head = self.honest.head(self.caller).await?;
+        let shown = *self.shown.lock().expect("no test panics here");
+        match shown {
+            None if follow.from == head.size => {
+                let next = Position(head.size.0 + 1);
+                *self.shown.lock().expect("no test panics here") = Some(head.size);
+                let entries = vec![self.forged(&head)];
+                self.told.notify_one();
+                Ok(Page { entries, next, head })
+            }
+            None => self.honest.follow(self.caller, follow).await,
+            Some(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Sequencing for Liar {
+    fn standing(&self, _: &PrincipalId) -> Standing {
+        Standing { known: true, reads: true, writes: true, ..Standing::default() }
+    }
+    fn id(&self) -> Option<PeerId> {
+        Some(PeerId(9))
+    }
+    fn leader(&self) -> Option<PeerId> {
+        Some(PeerId(9))
+    }
+    fn head(&self) -> Head {
+        Head { size: Position(0), chain: [0; 32], t: Default::default() }
+    }
+    fn published(&self) -> Option<Position> {
+        None
+    }
+    fn append(&self, append: Append) -> Answering<'_, Outcome> {
+        Box::pin(self.honest.append(self.caller, append))
+    }
+    fn open_session(&self, _: PrincipalId, open: OpenSession) -> Answering<'_, SessionOpened> {
+        Box::pin(self.honest.open_session(self.caller, open))
+    }
+    fn close_session(&self, _: PrincipalId, close: CloseSession) -> Answering<'_, ()> {
+        Box::pin(self.honest.close_session(self.caller, close))
+    }
+    fn heartbeat(&self, _: PrincipalId, beat: Heartbeat) -> Answering<'_, HeartbeatReply> {
+        Box::pin(self.honest.heartbeat(self.caller, beat))
+    }
+    fn follow(&self, _: PrincipalId, follow: Follow) -> Answering<'_, Page> {
+        match self.lies.load(Ordering::SeqCst) {
+            true => Box::pin(self.lie(follow)),
+            false => Box::pin(self.honest.follow(self.caller, follow)),
+        }
+    }
+    fn read_position(&self, barrier: Barrier) -> Answering<'_, Position> {
+        Box::pin(self.honest.read_position(self.caller, barrier))
+    }
+    fn ledger_file(&self, _: String, _: Option<Range<u64>>) -> Answering<'_, Option<bytes::Bytes>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn answer(&self, _: PrincipalId, query: Query) -> Result<Answer, Failure> {
+        let asked = self.honest.query(self.caller, query);
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asked))
+    }
+    fn genesis(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    fn join(&self, _: PrincipalId, _: Join) -> Answering<'_, Joined> {
+        Box::pin(async { Err(Failure::NotAllowed) })
+    }
+    fn raft(&self, _: PeerId, _: RaftCall, _: bytes::Bytes) -> Answering<'_, bytes::Bytes> {
+        Box::pin(async { Err(Failure::NotAllowed) })
+    }
+}

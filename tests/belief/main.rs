@@ -1,0 +1,115 @@
+//! What a mount believes: only a log that a quorum of the voters signed, and never a shorter one.
+
+mod liar;
+
+use liar::{Liar, World};
+use mictlan::id::{Ino, Name};
+use mictlan::meta::error::FsError;
+use mictlan::meta::inode::FileKind;
+use mictlan_mount::vfs::{Caller, Found, Make, OpenHow, Vfs, WriteAt};
+use mictlan_tests::harness::{DEADLINE, Home, wait_until};
+use std::fs;
+use std::process::Command;
+
+const WHO: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+
+fn name(text: &str) -> Name {
+    Name::parse(text.as_bytes()).expect("a name")
+}
+
+fn file() -> Make {
+    Make { kind: FileKind::File, mode: 0o644, umask: 0, rdev: 0, target: [].into() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_the_voters_did_not_sign_ends_all_belief() {
+    let world = World::found().await;
+    let liar = Liar::of(&world);
+    let volume = world.mount(&liar).await;
+    let how = OpenHow { read: true, write: true, ..OpenHow::default() };
+    let made = volume.clone().create(WHO, Ino::ROOT, name("kept"), file(), how, true).await;
+    let (attr, _, opened) = made.expect("a new file");
+    let data = b"kept".as_slice().into();
+    let write = WriteAt { offset: 0, append: false, kill_privileges: false, data };
+    volume.clone().write(WHO, attr.ino, opened.handle, write).await.expect("written");
+    volume.clone().fsync(attr.ino, None).await.expect("committed");
+    assert_eq!(volume.troubles(), [], "an honest log is believed");
+
+    liar.shows_a_record_of_its_own().await;
+    world.order_a_note().await;
+    let lookup = || volume.clone().lookup(WHO, Ino::ROOT, name("kept"));
+    let refused = async {
+        while !matches!(lookup().await, Err(FsError::Io)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, refused).await.expect("it is found out");
+    let read = volume.clone().read(attr.ino, opened.handle, 0, 4).await;
+    assert_eq!(read.err(), Some(FsError::Io), "also what is open already");
+    let made = volume.clone().make(WHO, Ino::ROOT, name("new"), file()).await;
+    assert_eq!(made.err(), Some(FsError::Io), "nothing is changed any more");
+    let codes: Vec<_> = volume.troubles().iter().map(|trouble| trouble.code).collect();
+    assert_eq!(codes, ["contradiction"]);
+    let view = volume.clone().getxattr(Ino::ROOT, b"user.mictlan.view".as_slice().into()).await;
+    let view = String::from_utf8(view.expect("it is answered always").to_vec()).expect("text");
+    assert!(view.contains("contradiction"), "{view}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_honest_log_that_grows_beside_a_mount_is_believed() {
+    let world = World::found().await;
+    let volume = world.mount(&Liar::of(&world)).await;
+    let proven = async {
+        for n in ["first", "second"] {
+            world.order_a_note().await;
+            let made = volume.clone().make(WHO, Ino::ROOT, name(n), file()).await;
+            assert!(matches!(made, Ok(Found::Here { .. })), "it is made");
+            volume.clone().fsync(Ino::ROOT, None).await.expect("committed");
+            let size = world.size();
+            while volume.ledger().seen().is_none_or(|seen| seen.size() < size) {
+                let found = volume.clone().lookup(WHO, Ino::ROOT, name(n)).await;
+                assert!(matches!(found, Ok(Found::Here { .. })), "it goes on");
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, proven).await.expect("checkpoints come");
+    assert_eq!(volume.troubles(), []);
+    world.end().await;
+}
+
+#[test]
+fn a_network_that_was_set_back_is_not_mounted_again() {
+    let home = Home::new();
+    let data = home.path().join("home/data");
+    let kept = home.path().join("kept");
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let done = Command::new("cp").arg("-a").args([from, to]).status().expect("cp");
+        assert!(done.success());
+    };
+    let signed = |dir: &std::path::Path| -> u64 {
+        let note = fs::read_to_string(dir.join("ledger/checkpoint")).unwrap_or_default();
+        note.lines().nth(1).and_then(|size| size.parse().ok()).unwrap_or(0)
+    };
+    let dir = home.mount("mnt");
+    fs::write(dir.join("first"), b"first").expect("written");
+    home.unmount(&dir);
+    copy(&data, &kept);
+    let report: serde_json::Value =
+        serde_json::from_str(&home.ok(&["status", "--json"])).expect("one JSON object");
+    let records = report["records"].as_u64().expect("a number");
+    let dir = home.mount_with("mnt", &["-o", "durability=peers"]);
+    for n in 0..5 {
+        fs::write(dir.join(format!("later-{n}")), b"later").expect("written and committed");
+    }
+    // A look at the ledger remembers the checkpoint that it shows.
+    wait_until("what was written is signed", || signed(&dir) >= records + 5);
+    home.unmount(&dir);
+    fs::remove_dir_all(&data).expect("removed");
+    copy(&kept, &data);
+    let refused = home.run(&["mount", dir.to_str().expect("a plain path")]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("records were taken back"), "{said}");
+    assert!(!dir.join("first").exists(), "nothing is mounted");
+}
