@@ -103,6 +103,7 @@ impl Here {
             me: options.me,
             seeds: options.seeds.iter().map(|(id, key, _)| (*id, *key)).collect(),
             voters: voters.clone(),
+            store: store.clone(),
             alone: options.alone,
         });
         let peer =

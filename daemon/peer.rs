@@ -389,10 +389,11 @@ pub fn write_failure(why: WriteError) -> Failure {
     }
 }
 
-fn store_status(store: &Store) -> StoreStatus {
+/// What puts may use: the reserve is none of it.
+pub fn store_status(store: &Store) -> StoreStatus {
     let stat = store.stat();
     StoreStatus {
-        capacity_bytes: stat.space,
+        capacity_bytes: stat.space - stat.reserve,
         used_bytes: stat.used,
         chunks: stat.chunks,
         out_of_service: stat.out_of_service.map(|why| why.to_string()),

@@ -222,7 +222,8 @@ pub struct Heartbeat {
     pub open_orphans: Vec<Handle>,
     /// Orphans that this session would reap: are they open elsewhere?
     pub reap: Vec<Handle>,
-    /// Bytes of credit wanted on top of what is left.
+    /// What is missing to the most that a session holds (`cluster::credit::HELD_MAX`); 0 says
+    /// nothing of credit. Granted only where `wait_ms` is 0.
     pub credit: u64,
     /// How long the leader may hold the answer back for news (a grant or a recall).
     pub wait_ms: u32,

@@ -64,6 +64,46 @@ fn segments(home: &Home) -> Vec<PathBuf> {
     paths
 }
 
+/// Writes files of 3 MiB, each with an fsync, until there is no room: how many there are. The
+/// write itself must say so, and never an fsync after it.
+fn fill(dir: &Path, most: u64, home: &Home) -> u64 {
+    for n in 0..most {
+        let mut file = File::create(dir.join(n.to_string())).expect("a name takes no room");
+        if let Err(why) = file.write_all(&content(n, 3 << 20)) {
+            assert_eq!(why.raw_os_error(), Some(libc::ENOSPC), "{why}{}", home.log());
+            let more = file.write_all(&content(n, 3 << 20)).expect_err("it is still full");
+            assert_eq!(more.raw_os_error(), Some(libc::ENOSPC), "{more}{}", home.log());
+            return n;
+        }
+        // SAFETY: the descriptor is open as long as `file` lives.
+        let synced = unsafe { libc::fsync(file.as_raw_fd()) };
+        let why = io::Error::last_os_error();
+        assert_eq!(synced, 0, "what was taken in has no room: {why}{}", home.log());
+        close(file).unwrap_or_else(|why| panic!("close: {why}{}", home.log()));
+    }
+    panic!("there is room for {most} files of 3 MiB{}", home.log());
+}
+
+/// More than there is room for is refused before a byte of it is written.
+fn fallocate_fails(path: &Path, len: i64, home: &Home) {
+    let file = File::create(path).expect("a name takes no room");
+    // SAFETY: the descriptor is open as long as `file` lives.
+    let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) };
+    let why = io::Error::last_os_error();
+    assert_eq!((done, why.raw_os_error()), (-1, Some(libc::ENOSPC)), "{why}{}", home.log());
+    assert_eq!(file.metadata().expect("there").len(), 0);
+}
+
+fn free_bytes(dir: &Path) -> u64 {
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).expect("a plain path");
+    // SAFETY: the path is a C string, and the structure is filled before it is read.
+    unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        assert_eq!(libc::statvfs(path.as_ptr(), &mut stat), 0, "statvfs");
+        stat.f_bavail * stat.f_frsize
+    }
+}
+
 #[test]
 fn a_full_disk_is_told_keeps_what_it_took_and_goes_on_with_room() {
     if !is_root("a small disk") {
@@ -72,17 +112,9 @@ fn a_full_disk_is_told_keeps_what_it_took_and_goes_on_with_room() {
     let home = Home::new();
     let disk = Disk::small(&home.path().join("home/data"), "96m");
     let dir = home.mount_with("mnt", &["-o", "deadline=5"]);
-    let mut kept = 0;
-    let why = loop {
-        match write_synced(&dir.join(kept.to_string()), &content(kept, 3 << 20)) {
-            Ok(()) => kept += 1,
-            Err(error) => break error,
-        }
-        assert!(kept < 40, "120 MiB are on a disk of 96 MiB");
-    };
-    let told = [libc::ENOSPC, libc::ETIMEDOUT];
-    assert!(told.contains(&why.raw_os_error().unwrap_or(0)), "{why}{}", home.log());
+    let kept = fill(&dir, 40, &home);
     assert!(kept > 0, "nothing fits{}", home.log());
+    fallocate_fails(&dir.join("large"), 1 << 30, &home);
     for n in 0..kept {
         same(&dir.join(n.to_string()), &content(n, 3 << 20), &home);
     }
@@ -97,6 +129,29 @@ fn a_full_disk_is_told_keeps_what_it_took_and_goes_on_with_room() {
         same(&dir.join(n.to_string()), &content(n, 3 << 20), &home);
     }
     same(&dir.join("more"), &content(99, 3 << 20), &home);
+}
+
+#[test]
+fn a_full_peer_is_told_by_the_write_and_by_df() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--capacity", "64M"];
+    home.start(&serve, "serving");
+    let dir = home.mount_with("mnt", &["-o", "deadline=5"]);
+    wait_until("df knows the capacity", || free_bytes(&dir) <= 64 << 20);
+    fallocate_fails(&dir.join("large"), 70 << 20, &home);
+    let kept = fill(&dir, 30, &home);
+    assert!(kept >= 12, "only {kept} files fit into 64 MiB{}", home.log());
+    wait_until("df shows it", || free_bytes(&dir) < 12 << 20);
+    // What is removed or renamed needs no room of its own.
+    fs::remove_file(dir.join("0")).expect("removable");
+    let moved = Command::new("mv").args([dir.join("1"), dir.join("renamed")]).status();
+    assert!(moved.expect("mv is installed").success(), "a rename needs room{}", home.log());
+    same(&dir.join("renamed"), &content(1, 3 << 20), &home);
+    for n in 2..kept {
+        same(&dir.join(n.to_string()), &content(n, 3 << 20), &home);
+    }
+    home.unmount(&dir);
 }
 
 #[test]

@@ -258,6 +258,7 @@ impl Service {
         self.with_table(beat.volume, |_| ())?;
         let mut news = self.desk.news.subscribe();
         self.hear(&beat).await;
+        let credit = self.credit(&beat).await;
         let started = Instant::now();
         let wait = Duration::from_millis(beat.wait_ms.into());
         loop {
@@ -268,7 +269,7 @@ impl Service {
             // A grant, a loss or a recall is news; otherwise the answer may wait.
             let is_news = !same || held.len() != beat.held.len() || !recall.is_empty();
             if is_news || left.is_zero() || timeout(left, news.changed()).await.is_err() {
-                return self.reply(&beat, held, recall).await;
+                return self.reply(&beat, held, recall, credit).await;
             }
         }
     }
@@ -295,6 +296,7 @@ impl Service {
         beat: &Heartbeat,
         held: Vec<Lease>,
         recall: Recalls,
+        credit: u64,
     ) -> Result<HeartbeatReply, Failure> {
         let read = self.confirmed().await?;
         let epoch = self
@@ -307,7 +309,7 @@ impl Service {
             held,
             recall,
             open_elsewhere: Vec::new(),
-            credit: 0,
+            credit,
             read,
             epoch,
             now: self.now(),
@@ -387,7 +389,7 @@ fn mode(lease: &Lease) -> Mode {
 }
 
 /// A clock that goes on while the machine sleeps.
-fn moment() -> Moment {
+pub(super) fn moment() -> Moment {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Moment(time.tv_sec.unsigned_abs() * 1000 + time.tv_nsec.unsigned_abs() / 1_000_000)
 }

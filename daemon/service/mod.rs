@@ -6,6 +6,7 @@
 //! majority has just confirmed as leader, except where the question says otherwise.
 
 mod answers;
+mod credit;
 mod leases;
 mod membership;
 
@@ -15,8 +16,10 @@ use crate::host;
 use crate::peer::{RaftCall, Sequencing, Standing};
 use crate::sequencer::raft::network::{Call, CallError};
 use crate::sequencer::{LeadError, ProposeError, Sequencer};
+use crate::store::Store;
 use crate::voters::Voters;
 use bytes::Bytes;
+use credit::Account;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use leases::Desk;
@@ -45,6 +48,7 @@ const PASS_WITHIN: Duration = Duration::from_secs(40);
 pub struct Service {
     sequencer: Arc<Sequencer>,
     desk: Desk,
+    account: Account,
     identity: Arc<Principal>,
     /// This peer's actor name, for the fences that it orders.
     name: Label,
@@ -63,6 +67,8 @@ pub struct Options {
     pub seeds: Vec<(PeerId, PrincipalId)>,
     /// The ways to the other voters.
     pub voters: Arc<Voters>,
+    /// This peer's own, whose room it knows without asking.
+    pub store: Arc<Store>,
     /// Nobody can have a lease from before: this process is the network's only peer, and nothing
     /// but this process speaks to it.
     pub alone: bool,
@@ -74,6 +80,7 @@ impl Service {
         let service = Arc::new(Self {
             sequencer: options.sequencer,
             desk: Desk::new(options.alone),
+            account: Account::new(options.store),
             identity: options.identity,
             name: options.name,
             me: options.me,
@@ -82,6 +89,7 @@ impl Service {
         });
         tokio::spawn(service.clone().keep_time());
         tokio::spawn(service.clone().keep_voters());
+        tokio::spawn(service.clone().keep_account());
         service
     }
 
@@ -116,6 +124,7 @@ impl Service {
         let outcome = outcome?;
         if let (Ok(Body::Fence(fence)), Outcome::Accepted { .. }) = (&body, &outcome) {
             self.desk.ended(fence.volume, fence.session);
+            self.account.ended(fence.session);
         }
         Ok(outcome)
     }
@@ -149,7 +158,7 @@ impl Service {
             epoch,
             at,
             term_ms: mictlan::cluster::lease::TERM_MS as u32,
-            credit: u64::MAX >> 1,
+            credit: 0, // it asks before its first write
         })
     }
 
@@ -158,6 +167,7 @@ impl Service {
         match self.propose(item).await? {
             Outcome::Closed { session } => {
                 self.desk.ended(close.volume, session);
+                self.account.ended(session);
                 Ok(())
             }
             Outcome::Refused(Refusal::SessionEnded { .. }) => Ok(()),
@@ -184,6 +194,7 @@ impl Service {
             Ok(Outcome::Accepted { position, .. }) => {
                 tracing::warn!(%session, record = %position, "a silent session was fenced");
                 self.desk.ended(volume, session);
+                self.account.ended(session);
             }
             Ok(Outcome::Refused(Refusal::Fenced { .. } | Refusal::SessionEnded { .. })) => {
                 self.desk.ended(volume, session);

@@ -1,7 +1,7 @@
 //! Bytes on their way in: write, close, fsync.
 //!
 //! Owns: what each of these waits for (docs/SEMANTICS.md has the same table for users):
-//! - `write`: the bytes are in memory, within the budget;
+//! - `write`: there is room for the bytes in the network, and they are in memory, within the budget;
 //! - `close`: they are in the journal, or, of 1 MiB or more, their chunks are on their peers;
 //!   with `durability=peers`, or without a lease, they are committed;
 //! - `fsync`: they are committed, with everything that this mount did before.
@@ -45,6 +45,7 @@ impl Volume {
             return Err(FsError::NoSpace);
         }
         let len = write.data.len();
+        self.take_credit(len as u64).await?;
         let charge = match self.budget.try_charge(len) {
             Some(charge) => charge,
             None => {
@@ -252,7 +253,7 @@ impl Volume {
         }
     }
 
-    fn want_room(&self) {
+    pub(super) fn want_room(&self) {
         self.progress.send_modify(|progress| progress.room_wanted = true);
         self.work.notify_one();
     }

@@ -10,6 +10,7 @@ mod belief;
 mod caller;
 mod commit;
 mod conflict;
+mod credit;
 mod data;
 mod file;
 mod follow;
@@ -68,6 +69,7 @@ pub struct Volume {
     nodes: Arc<NodeCache>,
     tree_keys: TreeKeys,
     budget: Budget,
+    credit: credit::Credit,
     /// `None` on a read-only mount.
     journal: Option<Journal>,
     options: Options,

@@ -59,32 +59,41 @@ impl Volume {
             true => vec![(LeaseUnit::Volume, Ticket(self.grant.load(Ordering::Relaxed)))],
             false => Vec::new(),
         };
-        let heartbeat = {
-            let core = self.core();
-            let leased = matches!(core.session.mode, Mode::Leased { .. });
-            // While a recall is being served the lease is still held, and not wanted again.
-            let giving = self.recalled.load(Ordering::Relaxed);
-            let grant = Ticket(self.grant.load(Ordering::Relaxed));
-            Heartbeat {
-                volume: self.id,
-                session: core.session.id,
-                attempt: core.session.attempt,
-                applied: core.view.position(),
-                want: if giving { Vec::new() } else { vec![whole(Ticket(0))] },
-                held: if leased || giving { vec![whole(grant)] } else { Vec::new() },
-                release,
-                open_orphans: Vec::new(),
-                reap: Vec::new(),
-                credit: 0,
-                wait_ms: NEWS_WAIT.as_millis() as u32,
-            }
-        };
+        let wait_ms = NEWS_WAIT.as_millis() as u32;
+        let heartbeat = Heartbeat { release, wait_ms, ..self.beat_of(self.credit_said()) };
         self.network
             .voter(self.options.deadline, |link| {
                 let heartbeat = heartbeat.clone();
                 async move { link.heartbeat(heartbeat).await }
             })
             .await
+    }
+
+    /// What is said of this session at this moment.
+    fn beat_of(&self, credit: u64) -> Heartbeat {
+        let core = self.core();
+        let leased = matches!(core.session.mode, Mode::Leased { .. });
+        // While a recall is being served the lease is still held, and not wanted again.
+        let giving = self.recalled.load(Ordering::Relaxed);
+        let grant = Ticket(self.grant.load(Ordering::Relaxed));
+        Heartbeat {
+            volume: self.id,
+            session: core.session.id,
+            attempt: core.session.attempt,
+            applied: core.view.position(),
+            want: if giving { Vec::new() } else { vec![whole(Ticket(0))] },
+            held: if leased || giving { vec![whole(grant)] } else { Vec::new() },
+            release: Vec::new(),
+            open_orphans: Vec::new(),
+            reap: Vec::new(),
+            credit,
+            wait_ms: 0,
+        }
+    }
+
+    /// A question for credit alone: what it might say of the lease, the regular heartbeat says.
+    pub(super) fn beat_for_credit(&self, credit: u64) -> Heartbeat {
+        Heartbeat { want: Vec::new(), held: Vec::new(), ..self.beat_of(credit) }
     }
 
     async fn heard(self: &Arc<Self>, sent: Duration, reply: HeartbeatReply) {

@@ -148,6 +148,7 @@ impl Volume {
             network: start.network.clone(),
             chunks: start.chunks.clone(),
             nodes,
+            credit: Default::default(),
             budget: Budget::new(start.options.memory_bytes * 2 / 5),
             journal,
             options: start.options.clone(),

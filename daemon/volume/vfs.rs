@@ -410,6 +410,9 @@ impl Vfs for Volume {
             Allocate::Zero { keep_size: false } => AllocateMode::Zero,
             Allocate::Zero { keep_size: true } => AllocateMode::ZeroKeepSize,
         };
+        if matches!(how, Allocate::Extend | Allocate::KeepSize) {
+            self.room_for(self.inode(ino).await?.bytes, len)?;
+        }
         let kill_priv = !caller::may_keep_setid(who);
         let op = Op::Allocate(AllocateOp { ino, mode, offset, len, kill_priv });
         self.after_bytes(ino, op).await?;

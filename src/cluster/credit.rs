@@ -7,53 +7,63 @@
 
 use crate::cluster::lease::Moment;
 use crate::id::{PeerId, SessionId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-/// What one grant brings at most: a second or two of fast writing.
-pub const GRANT_MAX: u64 = 1 << 30;
+/// What a session holds at most, unwritten or on its way to its peers. A heartbeat names what is
+/// missing to it, which says what is held; 0 says nothing about credit.
+pub const HELD_MAX: u64 = 4 << 30;
+
+/// What one grant brings at most: a fraction of a second of fast writing.
+const GRANT_MAX: u64 = 64 << 20;
 
 /// A session that asks again gets at most this part of what is left, so that others get some.
 const SHARE: u64 = 4;
 
-/// A peer's report of free bytes counts for so long.
+/// A peer's report of free bytes, and a session's word of what it holds, count for so long.
 pub const REPORT_MS: u64 = 60_000;
 
 /// The smallest grant that is worth a round trip; less is full.
 pub const GRANT_MIN: u64 = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Report {
-    free: u64,
+struct Said {
+    bytes: u64,
     heard: Moment,
 }
 
+impl Said {
+    fn counts(&self, now: Moment) -> bool {
+        now < self.heard.after_ms(REPORT_MS)
+    }
+}
+
 /// One network's account. A new leader begins with an empty one: sessions tell what they hold with
-/// their first heartbeat (`claim`), peers what is free.
+/// their next heartbeat (`claim`), peers what is free.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Credits {
-    free: BTreeMap<PeerId, Report>,
-    promised: BTreeMap<SessionId, u64>,
+    free: BTreeMap<PeerId, Said>,
+    promised: BTreeMap<SessionId, Said>,
+    /// What sessions hold no more, and a report from before may not show as stored yet.
+    settled: VecDeque<Said>,
 }
 
 impl Credits {
-    /// `peer` has room for `free` bytes of chunks, its reserve apart.
-    pub fn reported(&mut self, now: Moment, peer: PeerId, free: u64) {
-        self.free.insert(peer, Report { free, heard: now });
+    /// `peer` had room for `free` bytes of chunks, its reserve apart, at some time after `asked`.
+    pub fn reported(&mut self, asked: Moment, peer: PeerId, free: u64) {
+        self.free.insert(peer, Said { bytes: free, heard: asked });
     }
 
-    /// What the session holds and has not written yet.
-    pub fn claim(&mut self, session: SessionId, unused: u64) {
-        self.promised.insert(session, unused);
-    }
-
-    /// `bytes` of the session's credit are chunks on their peers now.
-    pub fn used(&mut self, session: SessionId, bytes: u64) {
-        if let Some(left) = self.promised.get_mut(&session) {
-            *left = left.saturating_sub(bytes);
+    /// What the session holds: not written yet, or not on its peers.
+    pub fn claim(&mut self, now: Moment, session: SessionId, held: u64) {
+        let before = self.promised.insert(session, Said { bytes: held, heard: now });
+        let settled = before.map_or(0, |before| before.bytes.saturating_sub(held));
+        if settled > 0 {
+            self.settled.push_back(Said { bytes: settled, heard: now });
         }
     }
 
-    pub fn ended(&mut self, session: SessionId) {
+    pub fn ended(&mut self, now: Moment, session: SessionId) {
+        self.claim(now, session, 0);
         self.promised.remove(&session);
     }
 
@@ -65,17 +75,24 @@ impl Credits {
         if granted < GRANT_MIN.min(wish) {
             return 0;
         }
-        let held = self.promised.entry(session).or_default();
-        *held = held.saturating_add(granted);
+        let held = self.promised.entry(session).or_insert(Said { bytes: 0, heard: now });
+        held.bytes = held.bytes.saturating_add(granted);
         granted
     }
 
     /// Bytes of content that still fit, `copies` of each, and are promised to nobody.
-    pub fn left(&self, now: Moment, copies: u32) -> u64 {
-        let young = self.free.values().filter(|r| now < r.heard.after_ms(REPORT_MS));
-        let free: Vec<u64> = young.map(|report| report.free).collect();
-        let promised = self.promised.values().fold(0u64, |sum, n| sum.saturating_add(*n));
-        room(&free, copies).saturating_sub(promised)
+    pub fn left(&mut self, now: Moment, copies: u32) -> u64 {
+        self.free.retain(|_, report| report.counts(now));
+        self.promised.retain(|_, held| held.counts(now));
+        let oldest = self.free.values().map(|report| report.heard).min().unwrap_or(now);
+        // What was settled before the question was asked is stored in the answer.
+        while self.settled.front().is_some_and(|settled| settled.heard < oldest) {
+            self.settled.pop_front();
+        }
+        let free: Vec<u64> = self.free.values().map(|report| report.bytes).collect();
+        let gone = self.promised.values().chain(&self.settled);
+        let gone = gone.fold(0u64, |sum, said| sum.saturating_add(said.bytes));
+        room(&free, copies).saturating_sub(gone)
     }
 }
 
@@ -119,9 +136,23 @@ mod tests {
         }
         assert!((98 * MIB..=100 * MIB).contains(&sum), "{sum}");
         assert_eq!(credits.grant(Moment(1), SessionId(9), MIB * 2, 3), 0, "full says 0");
-        credits.ended(SessionId(1));
-        assert!(credits.grant(Moment(1), SessionId(9), MIB, 3) > 0);
-        assert_eq!(credits.left(Moment(REPORT_MS), 3), 0, "old reports promise nothing");
+        credits.ended(Moment(2), SessionId(1));
+        assert_eq!(credits.left(Moment(2), 3), 100 * MIB - sum, "it may be stored by now");
+        for peer in 1..4 {
+            credits.reported(Moment(3), PeerId(peer), 100 * MIB);
+        }
+        assert!(credits.grant(Moment(3), SessionId(9), MIB, 3) > 0, "but it was not");
+        assert_eq!(credits.left(Moment(3 + REPORT_MS), 3), 0, "old reports promise nothing");
+    }
+
+    #[test]
+    fn what_a_silent_session_held_is_free_again() {
+        let mut credits = Credits::default();
+        credits.reported(Moment(0), PeerId(1), 10 * MIB);
+        credits.claim(Moment(0), SessionId(1), 10 * MIB);
+        assert_eq!(credits.grant(Moment(1), SessionId(2), MIB, 1), 0);
+        credits.reported(Moment(REPORT_MS), PeerId(1), 10 * MIB);
+        assert_eq!(credits.grant(Moment(REPORT_MS), SessionId(2), MIB, 1), MIB);
     }
 
     proptest! {
