@@ -74,6 +74,11 @@ impl Default for Options {
 pub enum OptionError {
     #[error("unknown option {option:?}{}", near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default())]
     Unknown { option: String, near: Option<&'static str> },
+    #[error(
+        "a mount keeps its options: mictlan umount DIR, and mount it again with others. What the \
+         kernel alone decides, such as ro, nodev or noexec, changes with: mount -i -o remount,ro DIR"
+    )]
+    Remount,
     #[error("option {option:?} takes {takes}, not {value:?}")]
     Value { option: &'static str, value: String, takes: &'static str },
 }
@@ -144,6 +149,7 @@ impl Options {
                 | "atime",
                 None,
             ) => {}
+            ("remount", None) => return Err(OptionError::Remount),
             ("comment" | "x-gvfs-show" | "x-gvfs-hide", _) => {}
             (name, _) if name.starts_with("x-") => {}
             ("key", Some(v)) => {
@@ -228,6 +234,11 @@ mod tests {
         assert_eq!(parsed("zzzzzzzz"), unknown("zzzzzzzz", None));
         let text = parsed("memroy=1G").expect_err("unknown").to_string();
         assert_eq!(text, "unknown option \"memroy=1G\"; did you mean \"memory\"?");
+    }
+
+    #[test]
+    fn a_remount_is_told_what_to_do_instead() {
+        assert_eq!(parsed("ro,remount"), Err(OptionError::Remount));
     }
 
     #[test]

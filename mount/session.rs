@@ -14,7 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Our type in /proc/self/mountinfo, so that `mount -t` and `umount` find their helpers.
+/// The type in /proc/self/mountinfo is `fuse.mictlan`.
 const SUBTYPE: &str = "mictlan";
 
 /// The kernel asks for at most this much ahead of a reader, where we may say so (as root).
@@ -169,7 +169,11 @@ fn config(source: &str, options: &Options) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(source.to_owned()),
-        MountOption::Subtype(SUBTYPE.to_owned()),
+        // fuser gives a subtype to fusermount3 alone; the kernel takes it as an option too.
+        match root {
+            true => MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
+            false => MountOption::Subtype(SUBTYPE.to_owned()),
+        },
         MountOption::DefaultPermissions,
         if options.read_only { MountOption::RO } else { MountOption::RW },
     ];

@@ -24,6 +24,7 @@ fn a_copied_tree_is_there_after_unmount_and_mount() {
     copy(tree(), &dir.join("src"));
     assert_same_tree(tree(), &dir.join("src"));
     home.unmount(&dir);
+    assert!(!home.log().contains("Unmount failed"), "that was what was asked for{}", home.log());
     let dir = home.mount("mnt");
     assert_same_tree(tree(), &dir.join("src"));
 }

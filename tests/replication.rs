@@ -88,6 +88,27 @@ fn any_one_peer_may_be_killed_while_files_are_written() {
 }
 
 #[test]
+fn copies_that_are_owed_show_in_status_until_they_are_made() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    let owed = || {
+        let report = alice.run(&["status", "--json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+        let problems = report["problems"].as_array().expect("a list").clone();
+        problems.into_iter().find(|problem| problem["code"] == "copies-owed")
+    };
+    three.peers[2].kill();
+    write_through(&dir.join("file"), &noise(1, 3 << 20)).expect("two of three are enough");
+    wait_until("status says what is owed", || owed().is_some());
+    let said = owed().expect("still")["what"].to_string();
+    assert!(said.contains("not yet at all their copies"), "{said}");
+    three.peers[2].serve();
+    wait_until("the last copies are made", || owed().is_none());
+    wait_until("and are there", || three.peers[2].stored_bytes() >= 3 << 20);
+}
+
+#[test]
 fn with_two_of_three_gone_reads_go_on_and_writes_fail_clearly_and_nothing_is_lost() {
     let three = Three::start();
     let alice = three.user("alice");

@@ -124,11 +124,13 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 }
 
 /// Lines for whoever runs it: on standard error, by MICTLAN_LOG (default: warnings). The ordering
-/// engine calls its own orderly end an error.
+/// engine calls its own orderly end an error, and a peer that is away a dozen things a second; fuser
+/// warns of a mount that somebody else has ended.
 fn log(default: &str) {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MICTLAN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},openraft=off")));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MICTLAN_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new(format!("{default},openraft=off,fuser::mnt=error"))
+    });
     // A second start in one process (tests) keeps the first one's.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

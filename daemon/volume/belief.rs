@@ -263,6 +263,14 @@ impl Volume {
             let what = format!("record {at} was applied, and no cosigned checkpoint covers it yet");
             tell("unproved", false, what, "mictlan status");
         }
+        let owed = self.chunks.owed();
+        if owed > 0 {
+            let what = format!(
+                "{owed} chunks are durable and not yet at all their copies; this mount tries at \
+                 least every minute, until the peers that were away have them or it ends"
+            );
+            tell("copies-owed", false, what, "start the silent peers: mictlan serve");
+        }
         found
     }
 

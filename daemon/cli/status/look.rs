@@ -155,7 +155,7 @@ fn line(info: &PeerInfo, status: Result<Status, String>) -> PeerLine {
 }
 
 /// Mounts of the configured networks on this host, from the kernel's table, which asks no daemon
-/// anything. Root's mounts have no subtype there, so the source decides.
+/// anything. An older program's mounts by root have no subtype there, so the source decides.
 pub fn mounts(config: &Config) -> Vec<MountLine> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mount = |line: &str| {
@@ -172,8 +172,8 @@ pub fn mounts(config: &Config) -> Vec<MountLine> {
 }
 
 /// What a mount of the report told of itself, under codes that this program knows.
-const MOUNT_CODES: [&str; 4] =
-    ["stale-view", "unproved", "mounted-without-quorum", "contradiction"];
+const MOUNT_CODES: [&str; 5] =
+    ["stale-view", "unproved", "mounted-without-quorum", "contradiction", "copies-owed"];
 
 pub fn troubles(paths: &Paths, mount: &MountLine) -> Vec<Problem> {
     let said = standing::of(paths, &mount.dir).map(|standing| standing.troubles);
