@@ -3,7 +3,7 @@
 //!
 //! tests/PROMISES.md names which promise each of these keeps.
 
-use mictlan_tests::disk::{Disk, is_root};
+use mictlan_tests::disk::{Disk, needs_root};
 use mictlan_tests::harness::{Home, program, wait_until};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -106,9 +106,7 @@ fn free_bytes(dir: &Path) -> u64 {
 
 #[test]
 fn a_full_disk_is_told_keeps_what_it_took_and_goes_on_with_room() {
-    if !is_root("a small disk") {
-        return;
-    }
+    needs_root("a small disk");
     let home = Home::new();
     let disk = Disk::small(&home.path().join("home/data"), "96m");
     let dir = home.mount_with("mnt", &["-o", "deadline=5"]);
@@ -284,9 +282,7 @@ fn names_of_any_bytes_come_back() {
 
 #[test]
 fn after_a_power_cut_what_was_fsynced_is_whole() {
-    if !is_root("a disk whose power is cut") {
-        return;
-    }
+    needs_root("a disk whose power is cut");
     let home = Home::new();
     let disk = Disk::with_power(&home.path().join("home"), &home.path().join("disk.img"));
     for round in 0..3u64 {
@@ -313,9 +309,7 @@ fn after_a_power_cut_what_was_fsynced_is_whole() {
 
 #[test]
 fn the_store_alone_survives_power_cuts_and_full_disks() {
-    if !is_root("disks that fail") {
-        return;
-    }
+    needs_root("disks that fail");
     let driver = program().with_file_name("store-driver");
     let script = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/store/faults.sh"));
     let output = Command::new("bash").arg(script).arg(driver).arg("2").output().expect("bash");

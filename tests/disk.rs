@@ -13,14 +13,14 @@ pub struct Disk {
     image: Option<PathBuf>,
 }
 
-/// Whether this test may mount disks; if not, it says what was not tried.
-pub fn is_root(what: &str) -> bool {
+pub fn is_root() -> bool {
     // SAFETY: geteuid(2) takes nothing and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root {
-        eprintln!("not tried, because only root can have {what}");
-    }
-    root
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// A test that an ordinary user cannot make fails, so that nobody takes it for one that passed.
+pub fn needs_root(what: &str) {
+    assert!(is_root(), "only root can have {what}; run it as root: sudo -E bash tests/run");
 }
 
 fn run(program: &str, arguments: &[&str]) {

@@ -2,6 +2,7 @@
 //!
 //! Each is installed by `packaging/install-needs --tests`; one that is missing fails its test.
 
+use mictlan_tests::disk::needs_root;
 use mictlan_tests::harness::Home;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -40,9 +41,7 @@ echo \"$said\" >&2; exit 1
 
 #[test]
 fn pjdfstest_fails_nothing() {
-    if !is_root() {
-        return eprintln!("not run: pjdfstest changes users, which only root may");
-    }
+    needs_root("a suite that changes users (pjdfstest)");
     let home = Home::new();
     let dir = home.mount("mnt");
     let (tools, other) = (home.empty("tools"), home.empty("other"));
@@ -179,9 +178,4 @@ fn sqlite_is_whole_after_the_daemon_was_killed() {
         let rows: usize = sh(&dir, "sqlite3 d 'select count(*) from t'").trim().parse().expect("n");
         assert!(rows >= last, "{mode}: {rows} of {last} rows that were acknowledged");
     }
-}
-
-fn is_root() -> bool {
-    // SAFETY: geteuid(2) has no arguments and cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }

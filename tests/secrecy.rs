@@ -10,7 +10,7 @@ use mictlan::ledger::record::{Line, Origin};
 use mictlan::seal::{self, KeyRing, Principal, Secret};
 use mictlan_tests::canary::{Canary, Search};
 use mictlan_tests::capture::Capture;
-use mictlan_tests::disk::is_root;
+use mictlan_tests::disk::needs_root;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Peer, Three, files};
 use std::fs::{self, File};
@@ -174,9 +174,7 @@ fn metrics(address: &str) -> Vec<u8> {
 
 #[test]
 fn nothing_that_is_written_shows_on_a_peer_or_on_the_wire() {
-    if !is_root("a look at what passes over the loopback") {
-        return;
-    }
+    needs_root("a look at what passes over the loopback");
     let three = Three::start();
     let metrics_at: Vec<String> = three.peers.iter().map(Peer::talk).collect();
     let port = |peer: &Peer| peer.listen.rsplit(':').next().and_then(|port| port.parse().ok());
