@@ -18,7 +18,15 @@ pub struct Budget {
 
 /// Bytes that are accounted for until this is dropped.
 #[derive(Debug)]
-pub struct Charge(#[expect(dead_code, reason = "dropping it is its use")] OwnedSemaphorePermit);
+pub struct Charge(OwnedSemaphorePermit);
+
+impl Charge {
+    /// The part of it that `bytes` account for; never more, so that the rest is never too small.
+    pub fn split(&mut self, bytes: usize) -> Charge {
+        let grains = (bytes as u64 / GRAIN).min(self.0.num_permits() as u64) as usize;
+        Charge(self.0.split(grains).expect("not more than it has"))
+    }
+}
 
 impl Budget {
     pub fn new(bytes: u64) -> Self {
@@ -54,6 +62,18 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_rest_of_a_split_charge_stays_charged() {
+        let budget = Budget::new(8192);
+        let mut charge = budget.charge(5000).await;
+        let part = charge.split(2500);
+        assert_eq!(budget.used_bytes(), 5120);
+        drop(part);
+        assert_eq!(budget.used_bytes(), 3072, "two whole grains went back");
+        drop(charge.split(1 << 20));
+        assert_eq!(budget.used_bytes(), 0, "not more than it has");
+    }
 
     #[tokio::test]
     async fn writers_wait_where_memory_ends() {

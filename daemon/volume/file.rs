@@ -174,13 +174,19 @@ impl FileData {
         (!over.is_empty()).then_some(over)
     }
 
-    /// Gives away what about `bytes` of dirty bytes were accounted with.
+    /// Gives away what `bytes` of dirty bytes were accounted with.
     pub fn take_charges(&mut self, mut bytes: usize) -> Vec<Charge> {
         let mut taken = Vec::new();
         while bytes > 0
-            && let Some((len, charge)) = self.charges.pop_front()
+            && let Some((len, mut charge)) = self.charges.pop_front()
         {
-            bytes = bytes.saturating_sub(len);
+            if bytes < len {
+                // The rest of that write is still dirty, and must still be accounted for.
+                taken.push(charge.split(bytes));
+                self.charges.push_front((len - bytes, charge));
+                break;
+            }
+            bytes -= len;
             taken.push(charge);
         }
         taken
@@ -225,5 +231,27 @@ impl FileData {
             }
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunks::budget::Budget;
+
+    #[tokio::test]
+    async fn what_is_still_dirty_is_still_charged() {
+        let budget = Budget::new(1 << 20);
+        let mut data = FileData::default();
+        for write in 0..10 {
+            let charge = budget.charge(10_240).await;
+            data.write(write * 10_240, &[7; 10_240], Stamp::default(), false, charge);
+        }
+        // Chunks end where the content says, not where a write ended.
+        for left in (0..100).rev().map(|chunk| chunk * 1024) {
+            drop(data.take_charges(1024));
+            assert!(budget.used_bytes() >= left, "{left} dirty, {} charged", budget.used_bytes());
+        }
+        assert_eq!(budget.used_bytes(), 0);
     }
 }
