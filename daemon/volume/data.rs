@@ -7,10 +7,9 @@
 //! - `fsync`: they are committed, with everything that this mount did before.
 
 use super::commit::not_durable;
-use super::file::OpenFile;
+use super::file::{OpenFile, What};
 use super::journal::{Entry, Seq};
 use super::local::{broken, journal_failed, now};
-use super::seal::What;
 use super::state::Mode;
 use super::{Stale, Volume};
 use crate::chunks::budget::Charge;

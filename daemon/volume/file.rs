@@ -11,7 +11,7 @@ use super::tail::Tail;
 use crate::chunks::Put;
 use crate::chunks::budget::Charge;
 use bytes::Bytes;
-use mictlan::file::Dirty;
+use mictlan::file::{Cutter, Dirty};
 use mictlan::id::Ino;
 use mictlan::meta::inode::{Inode, ModeChange, Stamp};
 use std::collections::VecDeque;
@@ -55,6 +55,16 @@ pub struct FileData {
     pub read_end: u64,
     /// An error that a `write` could not report, because it came after: the next call does.
     pub failed: Option<mictlan::meta::error::FsError>,
+}
+
+/// What of a file's dirty bytes is sealed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    /// What the cutter finds whole: the file is still being written.
+    WholeChunks,
+    Everything,
+    /// What was appended, if nothing before it waits.
+    Tail,
 }
 
 /// What the bytes written since the last operation on this inode change besides bytes.
@@ -174,6 +184,28 @@ impl FileData {
         (!over.is_empty()).then_some(over)
     }
 
+    /// Takes dirty bytes to be sealed: one chunk of a long run, or all there is.
+    ///
+    /// Of a file that has bytes in the journal all is taken: the sealing is noted there as standing
+    /// for every byte that was noted before, also after a crash.
+    pub fn take_pieces(&mut self, what: What, cutter: &Cutter) -> Vec<(u64, Bytes)> {
+        let whole = match self.journaled {
+            _ if what == What::Tail => return Vec::new(),
+            None => self.dirty.take_chunk(cutter),
+            // Only when the stream has grown enough for a chunk.
+            Some(_) if what == What::WholeChunks && self.dirty.bytes() < Cutter::MAX as u64 => {
+                return Vec::new();
+            }
+            Some(_) => return self.dirty.take_all(),
+        };
+        match (whole, what) {
+            (Some(chunk), _) => vec![chunk],
+            (None, What::WholeChunks | What::Tail) => Vec::new(),
+            // Long runs went chunk by chunk: as one they would be in memory twice.
+            (None, What::Everything) => self.dirty.take_all(),
+        }
+    }
+
     /// Gives away what `bytes` of dirty bytes were accounted with.
     pub fn take_charges(&mut self, mut bytes: usize) -> Vec<Charge> {
         let mut taken = Vec::new();
@@ -253,5 +285,24 @@ mod tests {
             assert!(budget.used_bytes() >= left, "{left} dirty, {} charged", budget.used_bytes());
         }
         assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn bytes_in_the_journal_are_sealed_all_at_once_and_others_chunk_by_chunk() {
+        let cutter = Cutter::new(&[1; 32]);
+        for journaled in [None, Some(Seq(3))] {
+            for what in [What::WholeChunks, What::Everything] {
+                let mut data = FileData { journaled, ..FileData::default() };
+                data.dirty.write(0, &vec![7; 2 * Cutter::MAX]);
+                let taken: usize =
+                    data.take_pieces(what, &cutter).iter().map(|(_, b)| b.len()).sum();
+                let expected = if journaled.is_some() { 2 * Cutter::MAX } else { Cutter::MAX };
+                assert_eq!(taken, expected, "{journaled:?}");
+                data.dirty.truncate(100);
+                data.dirty.write(0, &[1; 100]);
+                let short = data.take_pieces(what, &cutter);
+                assert_eq!(short.is_empty(), what == What::WholeChunks, "{journaled:?}");
+            }
+        }
     }
 }

@@ -15,10 +15,9 @@
 //! Invariant: an acknowledged entry is committed again, or its bytes are in a file
 //! `NAME.recovered-HOST-TIME`, or it is named in the log: never silently gone.
 
-use super::file::OpenFile;
+use super::file::{OpenFile, What};
 use super::journal::{Entry, Left, Seq};
 use super::local::Under;
-use super::seal::What;
 use super::start::OpenError;
 use super::{Volume, local};
 use crate::host;

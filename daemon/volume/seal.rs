@@ -7,7 +7,7 @@
 
 use super::Volume;
 use super::data::STREAM_BYTES;
-use super::file::{OpenFile, Pending};
+use super::file::{OpenFile, Pending, What};
 use super::journal::Seq;
 use super::local::{Tried, Under};
 use super::state::Mode;
@@ -22,16 +22,6 @@ use mictlan::meta::tree::NodeRef;
 use mictlan::seal::{self, Codec, Kind, Sealed};
 use std::sync::Arc;
 use tokio::sync::OwnedMutexGuard;
-
-/// What of a file's dirty bytes is sealed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
-    /// What the cutter finds whole: the file is still being written.
-    WholeChunks,
-    Everything,
-    /// What was appended, if nothing before it waits.
-    Tail,
-}
 
 /// A piece up to this size shares a chunk with others.
 const PACKED_BYTES_MAX: usize = 256 << 10;
@@ -186,26 +176,22 @@ impl Volume {
         if data.waiting_bytes() > at_most {
             return Ok(None);
         }
+        // Without the data secret nothing is ever written.
+        let Some(cutter) = &self.cutter else { return Ok(None) };
         let long = data.tail.waiting() >= STREAM_BYTES;
+        let next = self.journal.as_ref().map(|journal| journal.next());
+        let mut covers = data.journaled.and(next);
         let mut pieces = match what {
-            What::WholeChunks if !long => {
-                let cutter = self.cutter.as_ref().ok_or(FsError::ReadOnly)?;
-                data.dirty.take_chunk(cutter).into_iter().collect()
-            }
-            What::WholeChunks | What::Everything => data.dirty.take_all(),
-            What::Tail => Vec::new(),
+            // What is before a long tail has to go first.
+            What::WholeChunks if long => data.take_pieces(What::Everything, cutter),
+            _ => data.take_pieces(what, cutter),
         };
         let appended =
             data.dirty.is_empty() && pieces.is_empty() && (long || what != What::WholeChunks);
-        let next = self.journal.as_ref().map(|journal| journal.next());
-        let covers = match appended {
-            true => {
-                let journaled = data.tail.is_journaled();
-                pieces.extend(data.tail.take().map(|bytes| (0, bytes)));
-                next.filter(|_| journaled)
-            }
-            false => data.journaled.and(next),
-        };
+        if appended {
+            covers = next.filter(|_| data.tail.is_journaled());
+            pieces.extend(data.tail.take().map(|bytes| (0, bytes)));
+        }
         let Some(mut pending) = data.pending else {
             assert!(pieces.is_empty(), "whoever writes says when");
             return Ok(None);

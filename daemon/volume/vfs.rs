@@ -109,7 +109,7 @@ impl Volume {
                 let order = file.order.lock().await;
                 let clears = file.data().pending.is_some_and(|pending| pending.kill_priv);
                 if set.size.is_some() || set.mode.is_some() && clears {
-                    self.seal_file(file, super::seal::What::Everything).await?;
+                    self.seal_file(file, super::file::What::Everything).await?;
                 }
                 Some(order)
             }
@@ -153,14 +153,14 @@ impl Volume {
         let file = self.core().files.get(&ino).cloned();
         let Some(file) = file else { return self.run(op).await };
         let _order = file.order.lock().await;
-        self.seal_file(&file, super::seal::What::Everything).await?;
+        self.seal_file(&file, super::file::What::Everything).await?;
         self.run(op).await
     }
 
     async fn sealed(self: &Arc<Self>, ino: Ino) -> Answer<()> {
         let Some(file) = self.core().files.get(&ino).cloned() else { return Ok(()) };
         let _order = file.order.lock().await;
-        self.seal_file(&file, super::seal::What::Everything).await
+        self.seal_file(&file, super::file::What::Everything).await
     }
 }
 

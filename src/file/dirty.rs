@@ -4,22 +4,33 @@
 //! Never: bounds itself; the caller holds `bytes()` against its budget and makes writers wait.
 //! Invariant: segments are not empty and do not overlap. They may touch: joining costs a copy, so
 //! a segment takes in the next one only when that one is no longer than itself. Any order of
-//! writes then copies each byte a logarithmic number of times.
+//! writes then copies each byte a logarithmic number of times. Nor does a segment grow beyond
+//! `SEGMENT_MAX`: its memory is one block, which is given back only with the last of its bytes.
 
 use crate::file::Cutter;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-#[derive(Default)]
 pub struct Dirty {
     segments: BTreeMap<u64, BytesMut>,
     bytes: u64,
+    /// `SEGMENT_MAX`, but in tests.
+    segment_max: usize,
 }
+
+/// Two of the largest chunks, so that a stream is mostly cut where it lies.
+const SEGMENT_MAX: usize = 2 * Cutter::MAX;
 
 /// A growing segment reserves as much again as it has, up to this: a stream is drained from the
 /// front while it grows, so more would only be memory held for nothing.
 const RESERVE_MAX: usize = 4 << 20;
+
+impl Default for Dirty {
+    fn default() -> Self {
+        Self { segments: BTreeMap::new(), bytes: 0, segment_max: SEGMENT_MAX }
+    }
+}
 
 impl Dirty {
     pub fn new() -> Self {
@@ -105,9 +116,12 @@ impl Dirty {
         }
         self.punch(offset..end);
         self.bytes += data.len() as u64;
+        let most = self.segment_max;
         let before = self.segments.range_mut(..offset).next_back();
         let start = match before {
-            Some((start, segment)) if start + segment.len() as u64 == offset => {
+            Some((start, segment))
+                if start + segment.len() as u64 == offset && segment.len() + data.len() <= most =>
+            {
                 append(segment, data);
                 *start
             }
@@ -124,7 +138,8 @@ impl Dirty {
         while let Some(segment) = self.segments.get(&start)
             && let len = segment.len()
             && let end = start + len as u64
-            && self.segments.get(&end).is_some_and(|next| next.len() <= len)
+            && let most = self.segment_max.saturating_sub(len).min(len)
+            && self.segments.get(&end).is_some_and(|next| next.len() <= most)
             && let Some(next) = self.segments.remove(&end)
             && let Some(segment) = self.segments.get_mut(&start)
         {
@@ -195,10 +210,15 @@ impl Dirty {
     fn join(&mut self, start: u64, len: usize) {
         while let Some(segment) = self.segments.get(&start)
             && segment.len() < len
-            && let Some(next) = self.segments.remove(&(start + segment.len() as u64))
+            && let at = start + segment.len() as u64
+            && let Some(mut next) = self.segments.remove(&at)
             && let Some(segment) = self.segments.get_mut(&start)
         {
-            append(segment, &next);
+            let part = next.len().min(len - segment.len());
+            append(segment, &next[..part]);
+            if part < next.len() {
+                self.segments.insert(at + part as u64, next.split_off(part));
+            }
         }
     }
 }
@@ -276,8 +296,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn dirty_bytes_behave_like_a_plain_array(ops in prop::collection::vec(op(), 1..40)) {
+        fn dirty_bytes_behave_like_a_plain_array(
+            segment_max in 1usize..200,
+            ops in prop::collection::vec(op(), 1..40),
+        ) {
             let (mut dirty, mut model) = (Dirty::new(), vec![None; SIZE]);
+            dirty.segment_max = segment_max;
             for op in ops {
                 match op {
                     Op::Write(at, data) => {
@@ -332,6 +356,27 @@ mod tests {
             assert!(taken.concat() == stream);
             assert!(taken == cutter.pieces(Bytes::copy_from_slice(&stream)), "cut alike");
         }
+    }
+
+    #[test]
+    fn no_segment_outgrows_its_block_and_the_rest_is_cut_all_the_same() {
+        let mut stream = vec![0; 40 << 20];
+        blake3::Hasher::new().finalize_xof().fill(&mut stream);
+        let cutter = Cutter::new(&[1; 32]);
+        let mut dirty = Dirty::new();
+        // A writer that is faster than whoever takes chunks.
+        for (i, piece) in stream.chunks(1 << 20).enumerate() {
+            dirty.write((i << 20) as u64, piece);
+        }
+        assert!(dirty.segments.values().all(|segment| segment.capacity() <= SEGMENT_MAX));
+        let mut taken = Vec::new();
+        while let Some((_, bytes)) = dirty.take_chunk(&cutter) {
+            taken.push(bytes);
+        }
+        for (_, rest) in dirty.take_all() {
+            taken.extend(cutter.pieces(rest));
+        }
+        assert!(taken == cutter.pieces(Bytes::from(stream)), "cut alike");
     }
 
     #[test]
