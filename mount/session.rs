@@ -133,7 +133,11 @@ pub fn unmount(dir: &Path, lazy: bool) -> std::io::Result<()> {
         true => Ok(()),
         false => {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(std::io::Error::other(said))
+            // Its words are all that it tells; they are the C library's for the errno.
+            match said.ends_with("Device or resource busy") {
+                true => Err(std::io::ErrorKind::ResourceBusy.into()),
+                false => Err(std::io::Error::other(said)),
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What mistakes at the verbs get, and what `status` says of a network: an error that says what happened, why, and what to type; its exit code;
 //! and nothing lost.
 
-use mictlan_tests::harness::Home;
+use mictlan_tests::harness::{Home, wait_until};
 use std::fs;
 use std::path::Path;
 
@@ -49,6 +49,27 @@ fn a_network_that_no_configuration_names_is_never_removed() {
     let out = home.path().join("out");
     home.ok(&["get", "/file", text(&out)]);
     assert_eq!(fs::read(&out).expect("readable"), b"the only copy");
+}
+
+#[test]
+fn slips_at_mount_and_umount_say_what_was_meant() {
+    let home = Home::new();
+    refused(&home, &["moutn", "x"], 2, &["'mount'"]);
+    refused(&home, &["mount", "--foregroud", "x"], 2, &["--foreground"]);
+    refused(&home, &["mount", "home:main"], 2, &["mictlan mount home:main DIR"]);
+    refused(&home, &["mount", "-o", "remount,ro", "x"], 2, &["umount DIR", "mount -i -o remount"]);
+    let file = home.path().join("file");
+    fs::write(&file, b"x").expect("written");
+    refused(&home, &["mount", text(&file)], 6, &["is not a directory"]);
+    let missing = home.path().join("missing");
+    refused(&home, &["mount", text(&missing)], 6, &["no such directory", "mkdir -p"]);
+    refused(&home, &["umount", text(home.path())], 6, &["is no mount", "mictlan status"]);
+    let dir = home.mount("mnt");
+    let held = fs::File::create(dir.join("held")).expect("a new file");
+    refused(&home, &["umount", text(&dir)], 6, &["is in use", "umount --lazy"]);
+    drop(held);
+    // The kernel tells of a closed file a moment later.
+    wait_until("it can be unmounted", || home.run(&["umount", text(&dir)]).status.success());
 }
 
 #[test]

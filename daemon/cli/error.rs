@@ -73,6 +73,13 @@ pub enum CliError {
         "{0:?} is not a name: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
     )]
     BadName(String),
+    #[error("{} is no mount of mictlan; nothing was done. What is mounted: mictlan status", .0.display())]
+    NotMounted(PathBuf),
+    #[error(
+        "{dir} is in use and stays mounted: end what works in it (fuser -vm {dir} names it), or \
+         detach it at once: mictlan umount --lazy {dir}"
+    )]
+    MountInUse { dir: String },
     #[error("a peer answered another question than was asked")]
     OtherAnswer,
     #[error("{0}")]
@@ -104,7 +111,7 @@ impl CliError {
             CliError::NoNetwork | CliError::UnknownNetwork { .. } | CliError::NoKey => 3,
             CliError::Key(_) => 4,
             CliError::Call(_) | CliError::Link(_) => 5,
-            CliError::Mount(_) => 6,
+            CliError::Mount(_) | CliError::NotMounted(_) | CliError::MountInUse { .. } => 6,
             CliError::Open(_) => 7,
             CliError::Here(_) | CliError::Held { .. } | CliError::InUse { .. } => 8,
             CliError::Join(_) | CliError::Invite(_) => 9,

@@ -107,6 +107,13 @@ fn wanted(mut what: Vec<OsString>, options: Options) -> Result<Wanted, CliError>
     if !what.is_empty() {
         return Err(usage());
     }
+    let named = dir.to_string_lossy();
+    if source.is_none() && named.contains(':') && !named.contains('/') && !dir.exists() {
+        return Err(CliError::Usage(format!(
+            "{named} looks like a volume; name the directory to mount it on too: mictlan mount \
+             {named} DIR"
+        )));
+    }
     let (network, volume) = match source.as_ref().map(|source| source.to_string_lossy()) {
         None => (None, DEFAULT_VOLUME.to_owned()),
         // What fstab writes where there is nothing to say.
@@ -275,14 +282,22 @@ fn say_what_waits(error: FsError) {
 }
 
 pub fn umount(args: UmountArgs) -> Result<ExitCode, CliError> {
-    let dir = args.dir;
+    // A dead mount has no real path any more; as it was typed it will do.
+    let dir = args.dir.canonicalize().unwrap_or(args.dir);
+    // As root any file system could be unmounted, by a slip of the hand.
+    if !session::mounted_type(&dir).is_some_and(|kind| kind.starts_with("fuse")) {
+        return Err(CliError::NotMounted(dir));
+    }
     // The kernel tells the mount's process that it is gone, and waits for nothing. Whoever unmounts
     // to mount elsewhere wants all of it on the peers first; a dead mount cannot be asked.
     let waits = match args.lazy {
         true => None,
         false => crate::store::durable::sync_dir(&dir).err(),
     };
-    session::unmount(&dir, args.lazy).map_err(|error| CliError::Io(dir.clone(), error))?;
+    session::unmount(&dir, args.lazy).map_err(|error| match error.kind() {
+        std::io::ErrorKind::ResourceBusy => CliError::MountInUse { dir: dir.display().to_string() },
+        _ => CliError::Io(dir.clone(), error),
+    })?;
     match waits.filter(|error| error.kind() != std::io::ErrorKind::NotConnected) {
         None => Ok(ExitCode::SUCCESS),
         Some(error) => Err(CliError::NotAllCommitted(error)),
