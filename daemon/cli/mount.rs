@@ -195,6 +195,7 @@ pub async fn open(
         principal: connected.principal.clone(),
         options,
         journals: connected.paths.state.join("journals"),
+        spilled: connected.paths.cache.join("overlay"),
         network_changed: network_changed.clone(),
     };
     let opened = Volume::open(start).await?;

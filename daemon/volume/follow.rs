@@ -140,6 +140,7 @@ impl Volume {
         for entry in page.entries {
             if entry.position >= applied.next {
                 self.apply(&mut applied, entry).await?;
+                self.spill_what_is_too_much();
             }
         }
         if page.next > applied.next {
@@ -169,6 +170,7 @@ impl Volume {
                     tracing::error!(%error, "the sequencer's answer is not what was sent");
                     FsError::Io
                 })?;
+                self.spill_what_is_too_much();
                 drop(applied);
                 self.applied_to(self.applied_next());
                 return Ok(());

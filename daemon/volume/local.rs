@@ -156,7 +156,7 @@ impl Volume {
     pub(super) async fn not_too_far_behind(&self) -> Result<(), FsError> {
         let behind = || {
             let tight = self.journal.as_ref().is_some_and(|journal| journal.is_tight());
-            tight || self.core().queue.len() >= BATCHES_MAX
+            tight || self.core().queue.len() >= BATCHES_MAX || self.overlay_is_full()
         };
         if !behind() {
             return Ok(());

@@ -27,6 +27,7 @@ mod secrets;
 mod session;
 mod snapshot;
 mod space;
+mod spill;
 mod start;
 mod state;
 mod tail;
@@ -68,6 +69,7 @@ pub struct Volume {
     chunks: Arc<Chunks>,
     nodes: Arc<NodeCache>,
     tree_keys: TreeKeys,
+    spill: spill::Spill,
     budget: Budget,
     credit: credit::Credit,
     /// `None` on a read-only mount.
@@ -93,6 +95,8 @@ pub struct Volume {
     ending: AtomicBool,
     lease_changed: Notify,
     snapshot_wanted: Notify,
+    /// One snapshot root is built at a time.
+    snapshotting: tokio::sync::Mutex<()>,
     /// Until then the leader is not asked where the log stands: it just was not there.
     unconfirmed: Mutex<Option<Instant>>,
     /// Whether what is applied is what a quorum signed.

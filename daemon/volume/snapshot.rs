@@ -13,37 +13,49 @@ use mictlan::hash;
 use mictlan::ledger::record::body::{Body, Root};
 use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NewNode, NodeError, NodeRef, Tree, Update, UpdateError};
-use mictlan::meta::view::Frozen;
+use mictlan::meta::view::{Behind, Frozen};
 use mictlan::meta::write::WriteSet;
 use mictlan::seal::{self, Codec, Kind, SealError};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// A root is built when so much has been committed since the last one, or so long ago.
 const BYTES: usize = 32 << 20;
+const COMMITS: u64 = 10_000;
 const EVERY: Duration = Duration::from_secs(300);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
+fn is_due(behind: Behind, since: Duration, times: u32) -> bool {
+    behind.bytes / times as usize >= BYTES
+        || behind.commits / u64::from(times) >= COMMITS
+        || since / times >= EVERY
+}
+
 impl Volume {
     /// Builds roots until the volume ends.
     pub(super) async fn snapshots(self: Arc<Self>) {
-        let mut last = tokio::time::Instant::now();
+        let mut last = Instant::now();
         loop {
+            let mut wanted = false;
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
-                () = self.snapshot_wanted.notified() => last -= EVERY,
+                () = self.snapshot_wanted.notified() => wanted = true,
             }
-            let (mode, bytes) = {
+            let (mode, behind) = {
                 let core = self.core();
-                (core.session.mode, core.view.overlay_bytes())
+                (core.session.mode, core.view.behind())
             };
-            if mode == Mode::Lost {
-                return;
-            }
-            let leased = matches!(mode, Mode::Leased { .. });
-            if leased && (bytes >= BYTES || last.elapsed() >= EVERY) {
-                last = tokio::time::Instant::now();
+            let due = match mode {
+                Mode::Lost => return,
+                Mode::Reader => false,
+                Mode::Leased { .. } => is_due(behind, last.elapsed(), 1),
+                // Others may be about to build one, and of two at once one is for nothing.
+                Mode::Synchronous => is_due(behind, last.elapsed(), 2),
+            };
+            if due || wanted {
+                last = Instant::now();
                 self.snapshot_or_say().await;
             }
         }
@@ -64,6 +76,7 @@ impl Volume {
 
     /// Builds and records one root. With nothing committed since the last one it does nothing.
     pub(super) async fn snapshot(&self) -> Result<(), FsError> {
+        let _turn = self.snapshotting.lock().await;
         let frozen = self.core().view.freeze();
         if frozen.parts() == 0 {
             self.core().view.thaw();
@@ -72,6 +85,8 @@ impl Volume {
         match self.build_and_record(&frozen).await {
             Ok(root) => {
                 self.core().view.rebase(root, frozen.position);
+                // Whoever waits for memory looks again.
+                self.progress.send_modify(|_| {});
                 Ok(())
             }
             Err(error) => {

@@ -7,8 +7,10 @@
 use super::belief::Belief;
 use super::follow::Applied;
 use super::journal::{About, Journal, JournalError, Left};
+use super::nodes::empty_tree;
 use super::quorum;
 use super::secrets::{Known, roster_before, unwrap_ring};
+use super::spill::Spill;
 use super::state::{Core, Mode, Progress, Session};
 use super::{Stale, Volume};
 use crate::chunks::Chunks;
@@ -23,13 +25,12 @@ use mictlan::ledger::record::Line;
 use mictlan::ledger::record::body::Body;
 use mictlan::ledger::roster::Roster;
 use mictlan::meta::error::FsError;
-use mictlan::meta::tree::{NewNode, NodeCache, NodeRef, Tree, TreeKeys};
-use mictlan::meta::view::View;
+use mictlan::meta::tree::{NodeCache, NodeRef, Tree, TreeKeys};
+use mictlan::meta::view::{OVERLAY_MAX, View};
 use mictlan::seal::{self, KeyRing, Principal};
 use mictlan::wire::{Answer, Follow, OpenSession, Query, RootInfo, VolumeInfo};
 use mictlan_mount::options::Options;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
@@ -46,6 +47,8 @@ pub struct Start {
     pub options: Options,
     /// Journals of this host, one directory a volume.
     pub journals: PathBuf,
+    /// For the overlay of this mount; nothing in it outlives the process.
+    pub spilled: PathBuf,
     /// Told when a record changed the peers, the layout, or this volume.
     pub network_changed: Arc<Notify>,
 }
@@ -145,6 +148,7 @@ impl Volume {
             cutter: ring.current().cut_key().map(Cutter::new),
             ring: RwLock::new(Arc::new(ring)),
             tree_keys: keys,
+            spill: spill(start)?,
             network: start.network.clone(),
             chunks: start.chunks.clone(),
             nodes,
@@ -171,6 +175,7 @@ impl Volume {
             ending: AtomicBool::new(false),
             lease_changed: Notify::new(),
             snapshot_wanted: Notify::new(),
+            snapshotting: tokio::sync::Mutex::new(()),
             unconfirmed: Mutex::new(None),
             belief,
         });
@@ -242,6 +247,12 @@ impl Volume {
     }
 }
 
+/// A sixteenth of a mount's memory is for commits that no snapshot root has yet.
+fn spill(start: &Start) -> Opening<Spill> {
+    let bytes_max = (start.options.memory_bytes / 16) as usize;
+    Ok(Spill::new(start.spilled.clone(), bytes_max.min(OVERLAY_MAX))?)
+}
+
 fn core(tree: Tree, position: Position, session: Option<SessionId>) -> Core {
     let mode = if session.is_some() { Mode::Synchronous } else { Mode::Reader };
     Core {
@@ -298,13 +309,7 @@ async fn newest_tree(
             Ok((Tree::new(node, nodes.clone()), root.position))
         }
         None => {
-            let mut sink = |new: NewNode| {
-                // It is never fetched: the first snapshot seals the nodes that take its place.
-                let address = mictlan::hash::address(new.node.bytes());
-                nodes.insert(NodeRef { identity: new.identity, address }, new.node);
-                Ok::<_, Infallible>(address)
-            };
-            let Ok(tree) = Tree::empty(keys, nodes.clone(), &mut sink);
+            let tree = empty_tree(keys, nodes);
             Ok((tree, Position(info.made.0.saturating_sub(1))))
         }
     }

@@ -101,6 +101,7 @@ impl World {
             principal: self.user.clone(),
             options: Options::default(),
             journals: self.paths.state.join("journals"),
+            spilled: self.paths.cache.join("overlay"),
             network_changed: Arc::new(Notify::new()),
         };
         let (volume, _) = Volume::open(start).await.expect("it comes up");

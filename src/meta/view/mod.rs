@@ -11,12 +11,12 @@ mod run;
 mod tests;
 mod walk;
 
-use crate::id::{ChunkId, Position};
+use crate::id::Position;
 use crate::meta::key::{Key, KeyBytes};
-use crate::meta::tree::{NewNode, NodeError, NodeRef, Read, Tree, TreeKeys, decoded};
+use crate::meta::tree::{NodeError, NodeRef, Read, Tree, decoded};
 use crate::meta::value::Value;
 use crate::meta::write::{Change, Merge, WriteSet};
-use run::Run;
+pub use run::Run;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use walk::Walk;
@@ -38,6 +38,19 @@ impl Layer {
             Self::Set(set) => set,
             Self::Run(run) => run.ranges(),
         }
+    }
+}
+
+/// What was committed since the root of the tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    pub bytes: usize,
+    pub commits: u64,
+}
+
+impl Behind {
+    fn plus(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, commits: self.commits + other.commits }
     }
 }
 
@@ -66,10 +79,12 @@ pub struct View {
     tree: Tree,
     /// Of the newest commit in it.
     position: Position,
-    layers: Vec<Layer>,
+    layers: Vec<(Layer, Behind)>,
     /// So many of the layers are in the snapshot that is being built, up to the position.
     frozen: Option<(usize, Position)>,
     committed: WriteSet,
+    /// What was composed into it.
+    newest: Behind,
     /// All of `operations` composed.
     local: WriteSet,
     operations: VecDeque<(u64, Arc<WriteSet>)>,
@@ -85,6 +100,7 @@ impl View {
             layers: vec![],
             frozen: None,
             committed: WriteSet::new(),
+            newest: Behind::default(),
             local: WriteSet::new(),
             operations: VecDeque::new(),
             operations_bytes: 0,
@@ -102,7 +118,11 @@ impl View {
     /// Another session's commit, or one of ours from before this view.
     pub fn apply(&mut self, position: Position, writes: &WriteSet) {
         self.advance(position);
-        self.committed.then(writes);
+        if !writes.is_empty() {
+            self.newest.commits += 1;
+            self.newest.bytes += writes.size_bytes();
+            self.committed.then(writes);
+        }
     }
 
     /// An operation of ours that is done here and not yet committed.
@@ -116,10 +136,11 @@ impl View {
     /// Our operations up to `up_to` were committed at `position`.
     pub fn commit_local(&mut self, up_to: u64, position: Position) {
         self.advance(position);
+        self.newest.commits += 1;
         if self.operations.back().is_some_and(|(last, _)| *last <= up_to) {
             // The usual end of a commit: all that is local, composed already.
             self.operations.clear();
-            self.operations_bytes = 0;
+            self.newest.bytes += std::mem::take(&mut self.operations_bytes);
             let local = std::mem::take(&mut self.local);
             match self.committed.is_empty() {
                 true => self.committed = local,
@@ -130,6 +151,7 @@ impl View {
         let done = self.operations.partition_point(|(seq, _)| *seq <= up_to);
         for (_, writes) in self.operations.drain(..done) {
             self.operations_bytes -= writes.size_bytes();
+            self.newest.bytes += writes.size_bytes();
             self.committed.then(&writes);
         }
         self.compose_local();
@@ -154,11 +176,10 @@ impl View {
     /// Sets the commits so far aside for a snapshot; later ones go on above them.
     pub fn freeze(&mut self) -> Frozen {
         assert!(self.frozen.is_none(), "one snapshot is built at a time");
-        if !self.committed.is_empty() {
-            self.layers.push(Layer::Set(Arc::new(std::mem::take(&mut self.committed))));
-        }
+        self.set_aside();
         self.frozen = Some((self.layers.len(), self.position));
-        Frozen { base: self.tree.clone(), position: self.position, parts: self.layers.clone() }
+        let parts = self.layers.iter().map(|(layer, _)| layer.clone()).collect();
+        Frozen { base: self.tree.clone(), position: self.position, parts }
     }
 
     /// The frozen snapshot was built, and `root` is it.
@@ -181,34 +202,60 @@ impl View {
         self.tree = fresh.tree;
         self.layers = fresh.layers;
         self.committed = fresh.committed;
+        self.newest = fresh.newest;
         self.frozen = None;
     }
 
     /// What the layers and local operations take in memory.
     pub fn overlay_bytes(&self) -> usize {
-        let layers = self.layers.iter().map(|layer| layer.ranges().size_bytes());
+        let layers = self.layers.iter().map(|(layer, _)| layer.ranges().size_bytes());
         let now = self.committed.size_bytes() + self.local.size_bytes();
         layers.sum::<usize>() + now + self.operations_bytes
     }
 
-    /// What [`View::spill`] would take out of memory.
+    /// What of it could be spilled.
     pub fn spillable_bytes(&self) -> usize {
-        self.committed.size_bytes()
+        let frozen = self.frozen.map_or(0, |(layers, _)| layers);
+        let sets = self.layers[frozen..].iter().map(|(layer, _)| match layer {
+            Layer::Set(set) => set.size_bytes(),
+            Layer::Run(_) => 0,
+        });
+        sets.sum::<usize>() + self.committed.size_bytes()
     }
 
-    /// Moves the newest commits into a sorted run: its nodes go to `sink`, which keeps them in a
-    /// local file and says where. They are asked for as tree nodes are, by [`NodeError::Missing`].
-    pub fn spill<E>(
-        &mut self,
-        keys: &TreeKeys,
-        sink: &mut impl FnMut(NewNode) -> Result<ChunkId, E>,
-    ) -> Result<(), E> {
-        if !self.committed.is_empty() {
-            let run = Run::write(&self.committed, keys, self.tree.cache().clone(), sink)?;
-            self.committed = WriteSet::new();
-            self.layers.push(Layer::Run(Arc::new(run)));
+    /// How far the tree is behind.
+    pub fn behind(&self) -> Behind {
+        self.layers.iter().fold(self.newest, |sum, (_, behind)| sum.plus(*behind))
+    }
+
+    /// The oldest commits that are in memory and in no snapshot that is being built: what is to be
+    /// made a [`Run`] of. It stays where it is until [`View::spilled`].
+    pub fn spillable(&mut self) -> Option<Arc<WriteSet>> {
+        self.set_aside();
+        let frozen = self.frozen.map_or(0, |(layers, _)| layers);
+        self.layers[frozen..].iter().find_map(|(layer, _)| match layer {
+            Layer::Set(set) => Some(set.clone()),
+            Layer::Run(_) => None,
+        })
+    }
+
+    /// `run` has what [`View::spillable`] gave, and takes its place, unless a snapshot did already.
+    pub fn spilled(&mut self, set: &Arc<WriteSet>, run: Run) {
+        let place = self.layers.iter_mut().find_map(|(layer, _)| match layer {
+            Layer::Set(there) if Arc::ptr_eq(there, set) => Some(layer),
+            _ => None,
+        });
+        if let Some(layer) = place {
+            *layer = Layer::Run(Arc::new(run));
         }
-        Ok(())
+    }
+
+    /// Later commits go on in a layer above.
+    fn set_aside(&mut self) {
+        if !self.committed.is_empty() {
+            let set = Arc::new(std::mem::take(&mut self.committed));
+            self.layers.push((Layer::Set(set), std::mem::take(&mut self.newest)));
+        }
     }
 
     fn advance(&mut self, position: Position) {
@@ -231,7 +278,7 @@ impl View {
                 return Ok(Found { value: found, merges });
             }
         }
-        for layer in self.layers.iter().rev() {
+        for (layer, _) in self.layers.iter().rev() {
             let found = match layer {
                 Layer::Set(set) => look(set.get(bytes), set, bytes, &mut merges),
                 Layer::Run(run) => {

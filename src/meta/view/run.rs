@@ -1,6 +1,8 @@
 //! A write set that was spilled: sorted nodes of changes in a local file.
 //!
-//! Owns: how a write set becomes a run and is read again.
+//! Owns: how a write set becomes a run and is read again; the lifetime of its file.
+//! Never: writes or reads that file; its nodes go to a sink that says where they are, and are asked
+//! for as tree nodes are, by [`NodeError::Missing`].
 //! Invariant: range deletes stay in memory, so that a lookup never searches a file for them.
 
 use crate::codec::Writer;
@@ -12,10 +14,12 @@ use crate::meta::tree::{Builder, Entries, Form, NewNode, NodeCache, NodeError, T
 use crate::meta::write::{Change, WriteSet};
 use std::sync::Arc;
 
-pub(super) struct Run {
+pub struct Run {
     changes: Tree,
     /// Only range deletes.
     ranges: WriteSet,
+    /// Goes with the run: whoever keeps the nodes gives their space back then.
+    _place: Arc<dyn Send + Sync>,
 }
 
 impl Run {
@@ -23,6 +27,7 @@ impl Run {
         writes: &WriteSet,
         keys: &TreeKeys,
         cache: Arc<NodeCache>,
+        place: Arc<dyn Send + Sync>,
         sink: &mut impl FnMut(NewNode) -> Result<ChunkId, E>,
     ) -> Result<Self, E> {
         let mut builder = Builder::new(keys, Form::Changes);
@@ -35,23 +40,24 @@ impl Run {
         for (from, to) in writes.ranges() {
             ranges.delete_span(Span { from: from.to_vec(), to: to.to_vec() });
         }
-        Ok(Self { changes: Tree::of_changes(builder.finish(sink)?, cache), ranges })
+        let changes = Tree::of_changes(builder.finish(sink)?, cache);
+        Ok(Self { changes, ranges, _place: place })
     }
 
-    pub fn ranges(&self) -> &WriteSet {
+    pub(super) fn ranges(&self) -> &WriteSet {
         &self.ranges
     }
 
-    pub fn change(&self, key: &KeyBytes) -> Result<Option<Change>, NodeError> {
+    pub(super) fn change(&self, key: &KeyBytes) -> Result<Option<Change>, NodeError> {
         self.changes.raw(key, |bytes| decoded(key, bytes))
     }
 
-    pub fn entries(&self, from: &[u8], to: &[u8]) -> Entries<'_> {
+    pub(super) fn entries(&self, from: &[u8], to: &[u8]) -> Entries<'_> {
         self.changes.entries(from, to)
     }
 
     /// The whole write set again.
-    pub fn load(&self) -> Result<WriteSet, NodeError> {
+    pub(super) fn load(&self) -> Result<WriteSet, NodeError> {
         let mut writes = self.ranges.clone();
         let all = Span::all();
         let mut entries = self.entries(all.from(), all.to());

@@ -17,6 +17,8 @@ enum Event {
     Freeze,
     Rebase,
     Thaw,
+    /// What is to be spilled is taken, and put into a file.
+    Take,
     Spill,
     Adopt,
 }
@@ -30,7 +32,8 @@ fn events() -> impl Strategy<Value = Event> {
         1 => Just(Event::Freeze),
         2 => Just(Event::Rebase),
         1 => Just(Event::Thaw),
-        1 => Just(Event::Spill),
+        2 => Just(Event::Take),
+        2 => Just(Event::Spill),
         1 => Just(Event::Adopt),
     ]
 }
@@ -40,6 +43,7 @@ struct World {
     disk: Disk,
     view: View,
     frozen: Option<Frozen>,
+    taken: Option<Arc<WriteSet>>,
     committed: Model,
     log: Vec<WriteSet>,
     local: Vec<(u64, WriteSet)>,
@@ -52,7 +56,7 @@ impl World {
         let tree = disk.build(&Model::new());
         let view = View::new(tree, Position(0));
         let (committed, log, local) = (Model::new(), vec![], vec![]);
-        Self { disk, view, frozen: None, committed, log, local, seq: 0 }
+        Self { disk, view, frozen: None, taken: None, committed, log, local, seq: 0 }
     }
 
     fn next(&self) -> Position {
@@ -82,11 +86,8 @@ impl World {
             Event::Rebase => self.rebase(),
             Event::Thaw if self.frozen.take().is_some() => self.view.thaw(),
             Event::Freeze | Event::Thaw => (),
-            Event::Spill => {
-                self.disk.handed.clear();
-                let (keys, disk) = (self.disk.keys.clone(), &mut self.disk);
-                self.view.spill(&keys, &mut |new| disk.keep(new)).expect("infallible");
-            }
+            Event::Take => self.taken = self.view.spillable(),
+            Event::Spill => self.spill(),
             Event::Adopt => {
                 let tree = self.disk.rebuild(&Model::new());
                 let mut fresh = View::new(tree, Position(0));
@@ -97,6 +98,19 @@ impl World {
                 self.frozen = None;
             }
         }
+    }
+
+    /// Whatever happened since it was taken.
+    fn spill(&mut self) {
+        let Some(set) = self.taken.take() else { return };
+        self.disk.handed.clear();
+        let (keys, cache, disk) =
+            (self.disk.keys.clone(), self.view.tree().cache().clone(), &mut self.disk);
+        let run = Run::write(&set, &keys, cache, Arc::new(()), &mut |new| disk.keep(new));
+        let (before, behind) = (self.view.overlay_bytes(), self.view.behind());
+        self.view.spilled(&set, run.expect("infallible"));
+        assert!(self.view.overlay_bytes() <= before, "memory is given back");
+        assert_eq!(self.view.behind(), behind, "the tree is as far behind as before");
     }
 
     fn commit(&mut self, count: usize) {

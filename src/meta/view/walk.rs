@@ -36,7 +36,7 @@ impl<'a> Walk<'a> {
         for set in [&view.local, &view.committed] {
             walk.begin(Source::Set { set, from: from.to_vec() }, Some(set))?;
         }
-        for layer in view.layers.iter().rev() {
+        for (layer, _) in view.layers.iter().rev() {
             let source = match layer {
                 Layer::Set(set) => Source::Set { set, from: from.to_vec() },
                 Layer::Run(run) => Source::Run(run.entries(from, to)),
