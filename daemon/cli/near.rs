@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// A process that has the store answers within this, or says that it ends.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// Another process that starts, or ends, as the peer is waited for so long.
-const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a process that uses another's peer looks whether it is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
