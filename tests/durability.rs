@@ -54,9 +54,47 @@ fn sigterm_commits_everything_and_unmounts() {
     let daemon = home.daemon_of(&dir);
     mictlan_tests::harness::signal(daemon, libc::SIGTERM);
     wait_until("the daemon ends", || !mictlan_tests::harness::alive(daemon));
-    assert!(!dir.join("file").exists(), "the directory is no mount any more");
+    let left = fs::read_dir(&dir).expect("the directory is no mount any more, not a dead one");
+    assert_eq!(left.count(), 0);
+    // Nothing of it is in a journal alone.
+    let said = home.ok(&["status"]);
+    assert!(!said.contains("[journal-waits]"), "{said}");
     let dir = home.mount("mnt");
     assert_eq!(fs::read(dir.join("file")).expect("readable"), b"content");
+}
+
+#[test]
+fn a_file_that_came_and_went_takes_nothing_else_with_it() {
+    // Made, written and removed between two commits, as databases and compilers do all the time:
+    // the commit in which it ends is one that everybody accepts.
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    for round in 0..3 {
+        fs::write(dir.join(format!("kept-{round}")), b"kept").expect("written");
+        let passing = dir.join("passing");
+        fs::write(&passing, vec![7; 50_000]).expect("written");
+        fs::remove_file(&passing).expect("removed");
+        let opened = fs::File::create(&passing).expect("created");
+        fs::remove_file(&passing).expect("removed while it is open");
+        (&opened).write_all(b"more").expect("written");
+        drop(opened);
+        let link = dir.join("link");
+        std::os::unix::fs::symlink("nowhere", &link).expect("a link");
+        fs::remove_file(&link).expect("removed");
+        fs::create_dir(&link).expect("a directory");
+        fs::remove_dir(&link).expect("removed");
+        let done = Command::new("sync").arg(dir.join(format!("kept-{round}"))).status();
+        assert!(done.expect("sync is installed").success(), "{}", home.log());
+    }
+    home.kill_daemon(&dir);
+    let dir = home.mount("mnt");
+    let log = home.log();
+    assert!(!log.contains("void"), "{log}");
+    for round in 0..3 {
+        let kept = fs::read(dir.join(format!("kept-{round}"))).expect("it was synced");
+        assert_eq!(kept, b"kept", "{round}{log}");
+    }
+    assert_eq!(fs::read_dir(&dir).expect("readable").count(), 3 + 1, "they and the ledger");
 }
 
 #[test]

@@ -27,6 +27,7 @@ use mictlan::hash;
 use mictlan::id::{Position, TimeMs};
 use mictlan::ledger::record::body::{Body, ChunkRef, Commit, TagsRef};
 use mictlan::ledger::record::{Proposal, record_message};
+use mictlan::meta::cover;
 use mictlan::meta::error::FsError;
 use mictlan::meta::payload;
 use mictlan::meta::tag::TagList;
@@ -258,6 +259,12 @@ impl Volume {
             tracing::error!(%error, "a batch was allowed too many facts");
             FsError::Io
         })?;
+        // Whoever follows the log would skip it; then it must not be called committed.
+        let fresh = |ino| batch.made.contains(&ino);
+        if let Err(why) = cover::covered(&batch.writes, &tags, keys.tag_key(), fresh) {
+            tracing::error!(%why, "a commit would be void; it is kept in the journal");
+            return Err(FsError::Io);
+        }
         let (attempt, n, until) = (core.session.attempt, core.session.n, batch.until);
         let body = Body::Commit(Commit {
             attempt,

@@ -298,6 +298,7 @@ fn choose(
     let mut broken: HashSet<Ino> = HashSet::new();
     let gone: Vec<(Seq, Seq)> = entries.iter().filter_map(|(_, entry)| entry.dropped()).collect();
     let dropped = |seq: Seq| gone.iter().any(|(from, until)| (*from..*until).contains(&seq));
+    let reaped = reaped(entries, |seq| seq < committed && !dropped(seq));
     let mut again = Vec::new();
     for (seq, entry) in entries {
         match entry {
@@ -331,7 +332,7 @@ fn choose(
                 let done = by.is_some_and(|seal| {
                     seal.seq < committed || seal.chunks.iter().all(|chunk| durable.contains(chunk))
                 });
-                if !done && !broken.contains(ino) {
+                if !done && !broken.contains(ino) && !reaped.contains(ino) {
                     let (ino, mtime, kill_priv, bytes) = (*ino, *mtime, *kill_priv, bytes.clone());
                     again.push(Again::Data { ino, place, mtime, kill_priv, bytes });
                 }
@@ -340,6 +341,16 @@ fn choose(
         }
     }
     again
+}
+
+/// Files that were removed by whoever wrote them: their bytes are not to be brought back.
+fn reaped(entries: &[(Seq, Entry)], is_committed: impl Fn(Seq) -> bool) -> HashSet<Ino> {
+    let ends = entries.iter().filter(|(seq, _)| is_committed(*seq));
+    let ends = ends.filter_map(|(_, entry)| match entry {
+        Entry::Op { op: Op::Reap { ino }, .. } => Some(*ino),
+        _ => None,
+    });
+    ends.collect()
 }
 
 /// Of an operation that places bytes: the file, whether they were appended, and where they are.
