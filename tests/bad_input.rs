@@ -1,10 +1,12 @@
 //! What a person can get wrong: each mistake ends with a sentence that says what to do, and an exit
 //! code of its kind, and changes nothing.
 
-use mictlan_tests::harness::Home;
+use mictlan_tests::harness::{Home, output};
+use mictlan_tests::three::files;
 use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::process::Output;
 
 fn text(path: &std::path::Path) -> &str {
     path.to_str().expect("a plain path")
@@ -40,7 +42,7 @@ fn founded() -> Home {
 fn a_directory_that_does_not_exist_is_named() {
     let home = founded();
     let dir = home.path().join("nowhere");
-    refused(&home, &["mount", text(&dir)], 6, &["nowhere"]);
+    refused(&home, &["mount", text(&dir)], 6, &["nowhere: no such directory", "mkdir -p"]);
 }
 
 #[test]
@@ -48,7 +50,7 @@ fn a_directory_that_is_no_directory_is_refused() {
     let home = founded();
     let file = home.path().join("file");
     fs::write(&file, b"").expect("written");
-    refused(&home, &["mount", text(&file)], 6, &["file"]);
+    refused(&home, &["mount", text(&file)], 6, &["is not a directory"]);
 }
 
 #[test]
@@ -108,7 +110,7 @@ fn a_damaged_key_file_is_refused() {
     let dir = home.empty("mnt");
     let good = fs::read(&key).expect("a key");
     fs::write(&key, &good[..good.len() / 2]).expect("written");
-    refused(&home, &["mount", text(&dir)], 4, &["default"]);
+    refused(&home, &["mount", text(&dir)], 4, &["default is not a key file"]);
 }
 
 #[test]
@@ -187,7 +189,7 @@ fn few_file_descriptors_are_enough() {
     let mut command = home.command(&["mount", text(&dir)]);
     // SAFETY: `limit` only makes a system call, which is allowed between fork and exec.
     unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, limit) };
-    let output = command.output().expect("the program starts");
+    let output = output(&mut command);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let dir = home.adopt(dir);
@@ -198,4 +200,38 @@ fn few_file_descriptors_are_enough() {
         assert!(fs::read(dir.join(n.to_string())).expect("readable") == vec![n as u8; 10_000]);
     }
     home.unmount(&dir);
+}
+
+#[test]
+fn a_record_of_16_kib_is_taken_and_one_byte_more_is_refused() {
+    const MOST: usize = 16_384;
+    let home = founded();
+    home.start(&["serve", "--listen", "127.0.0.1:0"], "serving");
+    let append = |length: usize| {
+        let note = format!("\"{}\"", "x".repeat(length));
+        home.run(&["ledger", "append", "--topic", "size", &note, "--wait", "published"])
+    };
+    let words = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    // The number of bytes that a refusal names, for a note of this length.
+    let bytes = |length: usize, code: i32| -> usize {
+        let output = append(length);
+        let said = words(&output);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains("bytes; at most 16,384 are allowed"), "{said}");
+        let number = said.split("a record of ").nth(1).and_then(|rest| rest.split(' ').next());
+        number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+    };
+    // Records from the tenth to the hundredth have numbers of one length.
+    while !String::from_utf8_lossy(&append(1).stdout).starts_with("record 1") {}
+    // What is signed is looked at before it is sent, and the whole record where it is ordered.
+    let signed = MOST + 20_000 - bytes(20_000, 2);
+    let most = signed + MOST - bytes(signed, 5);
+    assert_eq!(bytes(most + 1, 5), MOST + 1);
+    let taken = append(most);
+    assert!(taken.status.success(), "{}", words(&taken));
+    let entries = home.path().join("home/data/networks/home/sequencer/ledger/tile/entries");
+    let largest = files(&entries).into_iter().map(|(_, size)| size).max();
+    assert!(largest > Some(MOST as u64), "{largest:?}");
+    let said = home.ok(&["ledger", "verify"]);
+    assert!(said.contains("good"), "{said}");
 }

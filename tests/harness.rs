@@ -4,7 +4,7 @@
 //! Never: kills by name, waits by sleeping, or reaches beyond this machine.
 //! Invariant: when a `Home` is dropped, its mounts are gone and its processes have ended.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -33,7 +33,7 @@ pub struct Home {
     dir: tempfile::TempDir,
     mounts: Mutex<Vec<PathBuf>>,
     children: Mutex<Vec<Child>>,
-    log: Mutex<Option<&'static str>>,
+    settings: Mutex<Vec<(&'static str, OsString)>>,
 }
 
 impl Default for Home {
@@ -45,7 +45,12 @@ impl Default for Home {
 impl Home {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("mictlan-test-").tempdir().expect("a directory");
-        Self { dir, mounts: Mutex::default(), children: Mutex::default(), log: Mutex::default() }
+        Self {
+            dir,
+            mounts: Mutex::default(),
+            children: Mutex::default(),
+            settings: Mutex::default(),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -56,20 +61,19 @@ impl Home {
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(program());
         command.args(arguments).env("MICTLAN_HOME", self.path().join("home")).stdin(Stdio::null());
-        if let Some(level) = *self.log.lock().expect("no test panics here") {
-            command.env("MICTLAN_LOG", level);
-        }
+        command.envs(self.settings.lock().expect("no test panics here").iter().cloned());
         command
     }
 
-    /// How much the programs of this home say from now on.
-    pub fn set_log(&self, level: &'static str) {
-        *self.log.lock().expect("no test panics here") = Some(level);
+    /// An environment variable of the programs that this home starts from now on.
+    pub fn set(&self, name: &'static str, value: impl Into<OsString>) {
+        self.settings.lock().expect("no test panics here").push((name, value.into()));
     }
 
     /// Runs a verb to its end.
     pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
-        self.command(arguments).output().expect("the program starts")
+        let mut command = self.command(arguments);
+        output(&mut command)
     }
 
     /// Runs a verb that must succeed; its standard output.
@@ -205,7 +209,38 @@ impl Drop for Home {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // What a test did not expect to be started, because it was to be refused.
+        let own = format!("MICTLAN_HOME={}", self.path().join("home").display()).into_bytes();
+        for pid in processes() {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if environment.split(|b| *b == 0).any(|setting| setting == own) {
+                signal(pid, libc::SIGKILL);
+            }
+        }
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        for point in points.filter(|point| point.starts_with(self.path())) {
+            let _ = Command::new("umount").arg("-l").arg(point).stderr(Stdio::null()).status();
+        }
     }
+}
+
+/// What a program says until it ends, which it does before the deadline or is ended.
+pub fn output(command: &mut Command) -> Output {
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = piped.spawn().expect("the program starts");
+    let pid = child.id() as i32;
+    let (ended, when) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        let output = child.wait_with_output();
+        let _ = ended.send(());
+        output
+    });
+    if when.recv_timeout(DEADLINE).is_err() {
+        signal(pid, libc::SIGKILL);
+        panic!("{command:?} does not end");
+    }
+    waiting.join().expect("no panic").expect("a child that was started")
 }
 
 /// Polls for a condition that another process brings about.
@@ -235,11 +270,14 @@ pub fn signal(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
 fn find_daemon(dir: &Path) -> Option<i32> {
-    let processes = std::fs::read_dir("/proc").ok()?;
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let wanted = dir.as_os_str().as_encoded_bytes();
-    pids.filter(|pid| alive(*pid)).find(|pid| {
+    processes().filter(|pid| alive(*pid)).find(|pid| {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut parts = arguments.split(|b| *b == 0).filter(|part| !part.is_empty());
         let is_ours = parts.next().is_some_and(|name| name.ends_with(b"mictlan"));

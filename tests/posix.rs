@@ -2,12 +2,13 @@
 
 use mictlan_mount::session::mounted_type;
 use mictlan_tests::disk::{is_root, needs_root};
-use mictlan_tests::harness::Home;
+use mictlan_tests::harness::{DEADLINE, Home};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 const NOBODY: u32 = 65_534;
@@ -55,15 +56,19 @@ fn opening_and_closing_one_file_at_once_stops_nobody() {
     let dir = home.mount("mnt");
     let path = dir.join("file");
     fs::write(&path, "x").expect("written");
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                for _ in 0..500 {
-                    assert_eq!(fs::read(&path).expect("readable"), b"x");
-                }
-            });
-        }
-    });
+    let (done, ended) = mpsc::channel();
+    for _ in 0..8 {
+        let (path, done) = (path.clone(), done.clone());
+        std::thread::spawn(move || {
+            let whole = (0..500).all(|_| fs::read(&path).is_ok_and(|bytes| bytes == b"x"));
+            done.send(whole)
+        });
+    }
+    for _ in 0..8 {
+        // A mount that stopped is ended with its home, and with it those who wait for it.
+        let whole = ended.recv_timeout(DEADLINE).expect("nobody is stopped");
+        assert!(whole, "{}", home.log());
+    }
 }
 
 #[test]
@@ -112,7 +117,11 @@ fn writing_by_others_clears_setuid_at_once_and_only_once() {
     let wrote = by_nobody(Command::new("sh").args(["-c", "echo y >> \"$0\""]).arg(&path));
     assert!(wrote.status.success());
     assert_eq!(mode(), 0o777);
-    fs::set_permissions(&path, Permissions::from_mode(0o6777)).expect("set");
+    // What was written and is still in memory cleared them before they were set again.
+    let script = "exec 3>>\"$0\"; echo y >&3; chmod 6777 \"$0\"";
+    let wrote = by_nobody(Command::new("sh").args(["-c", script]).arg(&path));
+    assert!(wrote.status.success());
+    assert_eq!(mode(), 0o6777);
     committed(&path);
     home.unmount(&dir);
     home.mount("mnt");

@@ -80,7 +80,7 @@ impl Peer {
         assert_ne!(config, changed, "where metrics are served stands in it");
         std::fs::write(file, changed).expect("written");
         self.kill();
-        self.home.set_log("debug");
+        self.home.set("MICTLAN_LOG", "debug");
         self.serve();
         metrics
     }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
+use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::{Outcome, Submission};
 use mictlan::id::{Label, NetworkId, Position, TimeMs};
 use mictlan::ledger::checkpoint::{Checkpoint, CheckpointError};
@@ -96,6 +97,8 @@ pub enum LedgerCliError {
     Random(getrandom::Error),
     #[error("the record may not have been written: {0}; see: mictlan ledger verify")]
     NotOrdered(String),
+    #[error("nothing was written, because it was refused: {0}")]
+    Refused(Refusal),
     #[error(
         "record {position} is written, but no checkpoint covers it after {} s; see \
          /ledger/status.json for who is missing", PUBLISHED_WITHIN.as_secs()
@@ -302,7 +305,7 @@ where
     let outcome = submit(Submission { p, sig, commit: None }).await;
     let outcome = outcome.map_err(|error| LedgerCliError::NotOrdered(error.to_string()))?;
     let position = match outcome {
-        Outcome::Refused(why) => return Err(LedgerCliError::NotOrdered(why.to_string())),
+        Outcome::Refused(why) => return Err(LedgerCliError::Refused(why)),
         other => other.position().ok_or(LedgerCliError::NotOrdered("no position".to_owned()))?,
     };
     let covered = match args.wait {
