@@ -67,6 +67,25 @@ pub(super) enum What {
     Tail,
 }
 
+/// Bytes with their places in the file.
+pub enum Pieces {
+    /// One chunk of a stream, as the cutter makes it.
+    Chunk([(u64, Bytes); 1]),
+    /// Runs that are to be cut or packed.
+    Runs(Vec<(u64, Bytes)>),
+}
+
+impl std::ops::Deref for Pieces {
+    type Target = [(u64, Bytes)];
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Pieces::Chunk(chunk) => chunk,
+            Pieces::Runs(runs) => runs,
+        }
+    }
+}
+
 /// What the bytes written since the last operation on this inode change besides bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Pending {
@@ -188,21 +207,21 @@ impl FileData {
     ///
     /// Of a file that has bytes in the journal all is taken: the sealing is noted there as standing
     /// for every byte that was noted before, also after a crash.
-    pub fn take_pieces(&mut self, what: What, cutter: &Cutter) -> Vec<(u64, Bytes)> {
+    pub fn take_pieces(&mut self, what: What, cutter: &Cutter) -> Pieces {
         let whole = match self.journaled {
-            _ if what == What::Tail => return Vec::new(),
+            _ if what == What::Tail => return Pieces::Runs(Vec::new()),
             None => self.dirty.take_chunk(cutter),
             // Only when the stream has grown enough for a chunk.
             Some(_) if what == What::WholeChunks && self.dirty.bytes() < Cutter::MAX as u64 => {
-                return Vec::new();
+                return Pieces::Runs(Vec::new());
             }
-            Some(_) => return self.dirty.take_all(),
+            Some(_) => return Pieces::Runs(self.dirty.take_all()),
         };
         match (whole, what) {
-            (Some(chunk), _) => vec![chunk],
-            (None, What::WholeChunks | What::Tail) => Vec::new(),
+            (Some(chunk), _) => Pieces::Chunk([chunk]),
+            (None, What::WholeChunks | What::Tail) => Pieces::Runs(Vec::new()),
             // Long runs went chunk by chunk: as one they would be in memory twice.
-            (None, What::Everything) => self.dirty.take_all(),
+            (None, What::Everything) => Pieces::Runs(self.dirty.take_all()),
         }
     }
 

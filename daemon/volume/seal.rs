@@ -7,7 +7,7 @@
 
 use super::Volume;
 use super::data::STREAM_BYTES;
-use super::file::{OpenFile, Pending, What};
+use super::file::{OpenFile, Pending, Pieces, What};
 use super::journal::Seq;
 use super::local::{Tried, Under};
 use super::state::Mode;
@@ -47,7 +47,7 @@ struct Packed {
 /// One file's bytes between `dirty` and the view.
 struct Taken {
     file: Arc<OpenFile>,
-    pieces: Vec<(u64, Bytes)>,
+    pieces: Pieces,
     /// It is the file's tail: one piece, counted from 0.
     appended: bool,
     pending: Pending,
@@ -73,9 +73,13 @@ impl Volume {
 
     fn seal_taken(&self, taken: &Taken) -> Result<(Vec<Extent>, Vec<Put>), FsError> {
         let (mut extents, mut puts) = (Vec::new(), Vec::new());
-        for (offset, bytes) in &taken.pieces {
+        for (offset, bytes) in taken.pieces.iter() {
             let mut at = *offset;
-            for piece in self.cut(bytes) {
+            let chunks = match &taken.pieces {
+                Pieces::Chunk(_) => vec![bytes.clone()],
+                Pieces::Runs(_) => self.cut(bytes),
+            };
+            for piece in chunks {
                 let sealed = self.seal_data(&piece, Codec::Zstd)?;
                 let (len, chunk) = (piece.len() as u32, sealed.address);
                 let extent = Extent { offset: at, len, chunk, at: 0, packed: None };
@@ -190,7 +194,7 @@ impl Volume {
             data.dirty.is_empty() && pieces.is_empty() && (long || what != What::WholeChunks);
         if appended {
             covers = next.filter(|_| data.tail.is_journaled());
-            pieces.extend(data.tail.take().map(|bytes| (0, bytes)));
+            pieces = Pieces::Runs(data.tail.take().map(|bytes| (0, bytes)).into_iter().collect());
         }
         let Some(mut pending) = data.pending else {
             assert!(pieces.is_empty(), "whoever writes says when");
@@ -204,7 +208,7 @@ impl Volume {
         if !appended {
             assert!(data.sealing.is_empty(), "the file's order is held: one sealing at a time");
             data.journaled_sealing = data.journaled.take();
-            data.sealing = pieces.clone();
+            data.sealing = pieces.to_vec();
             if data.dirty.is_empty() {
                 data.unjournaled.clear();
             } else {
