@@ -11,8 +11,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mictlan::cluster::place::{durable_need, place};
 use mictlan::cluster::put::{Effect, Event, Failure, PATIENCE_MS, Plan, PutChunk};
-use mictlan::id::{ChunkId, PeerId, TimeMs};
-use mictlan::seal::Sealed;
+use mictlan::id::{ChunkId, Epoch, PeerId, TimeMs};
+use mictlan::seal::{Header, Sealed};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,6 +30,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct Put {
     pub chunk: ChunkId,
+    /// Under whose keys it is sealed.
+    pub epoch: Epoch,
     state: watch::Receiver<State>,
 }
 
@@ -60,6 +62,11 @@ pub enum PutError {
     Ending(ChunkId),
 }
 
+/// Bytes without a header were sealed by nobody, so under no keys that could be old.
+fn epoch(sealed: &Sealed) -> Epoch {
+    Header::parse(&sealed.bytes).map_or(Epoch(u32::MAX), |header| header.epoch)
+}
+
 impl Put {
     /// Waits until enough peers have it on disk: the oldest stamp among their receipts.
     pub async fn durable(&self) -> Result<TimeMs, PutError> {
@@ -83,7 +90,7 @@ impl Chunks {
     /// Starts putting a chunk. `charge` is kept until it is durable.
     pub fn put(self: &Arc<Self>, sealed: Sealed, charge: Charges) -> Put {
         let (state, receiver) = watch::channel(State::default());
-        let put = Put { chunk: sealed.address, state: receiver };
+        let put = Put { chunk: sealed.address, epoch: epoch(&sealed), state: receiver };
         lock(&self.on_the_way).insert(sealed.address, sealed.bytes.clone());
         let chunks = self.clone();
         self.running.send_modify(|running| *running += 1);
@@ -98,8 +105,9 @@ impl Chunks {
     pub fn hold(&self, sealed: Sealed) -> Put {
         let now = TimeMs(u64::MAX); // the commit itself makes it durable: no receipt is older
         let (_, state) = watch::channel(State { durable: Some(now), trouble: None });
+        let put = Put { chunk: sealed.address, epoch: epoch(&sealed), state };
         lock(&self.on_the_way).insert(sealed.address, sealed.bytes);
-        Put { chunk: sealed.address, state }
+        put
     }
 
     /// Waits until every chunk has its copies or no more are to be had, but not longer than `most`.

@@ -10,12 +10,14 @@ use super::status::{self, Which};
 use super::{log, members, runtime};
 use crate::config::Paths;
 use crate::founding::{Author, COPIES};
+use crate::host;
 use crate::identity::keyfile;
 use crate::volume::roster;
 use clap::Subcommand;
-use mictlan::id::{Label, VolumeId};
-use mictlan::ledger::record::body::Role;
-use mictlan::wire::{Answer, Query};
+use mictlan::id::{Epoch, Label, VolumeId};
+use mictlan::ledger::record::body::{Body, Revoke, Role};
+use mictlan::seal::{EpochSecrets, Secret};
+use mictlan::wire::{Answer, Member, Query};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,6 +61,19 @@ pub enum MemberVerb {
         role: String,
         #[arg(long, default_value = connect::DEFAULT_VOLUME)]
         volume: String,
+        #[arg(long)]
+        network: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take somebody's role in a volume away; nothing written afterwards is readable to them.
+    Rm {
+        name: String,
+        #[arg(long, default_value = connect::DEFAULT_VOLUME)]
+        volume: String,
+        /// Why, for the ledger.
+        #[arg(long, default_value = "removed")]
+        reason: String,
         #[arg(long)]
         network: Option<String>,
         #[arg(long)]
@@ -122,6 +137,17 @@ pub fn member(verb: MemberVerb) -> Result<ExitCode, CliError> {
             let volume = label(&volume)?;
             connected(network, async |connected| list(connected, &volume, as_json).await)
         }
+        MemberVerb::Rm { name, volume, reason, network, json: as_json } => {
+            let (name, volume) = (label(&name)?, label(&volume)?);
+            connected(network, async |connected| {
+                let epoch = remove(connected, &name, &volume, reason).await?;
+                match as_json {
+                    true => println!("{}", json!({ "member": name, "epoch": epoch.0 })),
+                    false => println!("{name} is no member of {volume} from epoch {epoch} on"),
+                }
+                Ok(())
+            })
+        }
         MemberVerb::Add { name, role, volume, network, json: as_json } => {
             let (name, volume, parsed) = (label(&name)?, label(&volume)?, parse_role(&role)?);
             connected(network, async |connected| {
@@ -136,13 +162,60 @@ pub fn member(verb: MemberVerb) -> Result<ExitCode, CliError> {
     }
 }
 
+/// A new epoch: its secrets first, for all who stay, then the record that begins it.
+async fn remove(
+    connected: &Connected,
+    name: &Label,
+    volume: &Label,
+    reason: String,
+) -> Result<Epoch, CliError> {
+    let id = volume_id(connected, volume).await?;
+    let members = members_of(connected, id).await?;
+    if !members.iter().any(|member| member.name == *name) {
+        return Err(CliError::Usage(format!(
+            "{name} is no member of {volume}; nothing was changed; there are: mictlan member ls"
+        )));
+    }
+    let actor = members::actor(connected).await?;
+    let mut ring = members::ring(connected, id).await?;
+    let epoch = Epoch(epoch_of(connected, id).await?.0 + 1);
+    // Secrets that an interrupted removal left are as good as new ones.
+    if ring.current().epoch() < epoch {
+        let secret = || Secret::from_bytes(host::random());
+        ring.add(EpochSecrets { epoch, meta: secret(), data: Some(secret()) });
+    }
+    let origin = connected.origin();
+    let author =
+        Author { network: &connected.network, origin, actor, principal: &connected.principal };
+    for member in members.iter().filter(|member| member.name != *name) {
+        let theirs = match member.role {
+            Role::Auditor => &ring.without_data(),
+            _ => &ring,
+        };
+        author.wrap(id, theirs, &member.name, member.agreement).await?;
+    }
+    let (member, volume) = (name.clone(), Some(id));
+    author.append(Body::Revoke(Revoke { key_epoch: Some(epoch), member, reason, volume })).await?;
+    Ok(epoch)
+}
+
+async fn epoch_of(connected: &Connected, volume: VolumeId) -> Result<Epoch, CliError> {
+    let answer = connected.network.query(Query::Volumes, DEADLINE).await?;
+    let Answer::Volumes(volumes) = answer else { return Err(CliError::OtherAnswer) };
+    let found = volumes.iter().find(|known| known.id == volume).map(|known| known.epoch);
+    found.ok_or(CliError::OtherAnswer)
+}
+
+async fn members_of(connected: &Connected, volume: VolumeId) -> Result<Vec<Member>, CliError> {
+    match connected.network.query(Query::Members(volume), DEADLINE).await? {
+        Answer::Members(found) => Ok(found),
+        _ => Err(CliError::OtherAnswer),
+    }
+}
+
 async fn list(connected: &Connected, volume: &Label, as_json: bool) -> Result<(), CliError> {
     let id = volume_id(connected, volume).await?;
-    let Answer::Members(found) = connected.network.query(Query::Members(id), DEADLINE).await?
-    else {
-        return Err(CliError::OtherAnswer);
-    };
-    for member in found {
+    for member in members_of(connected, id).await? {
         let role = format!("{:?}", member.role).to_lowercase();
         let (name, key) = (member.name, hex::encode(member.principal.0));
         match as_json {

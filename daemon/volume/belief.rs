@@ -241,6 +241,14 @@ impl Volume {
             tell("contradiction", true, what, "mictlan ledger verify, then unmount and mount");
             return found;
         }
+        if let Some(at) = self.removed.get() {
+            let what = format!(
+                "record {at} removed this key from the volume; what was not committed is in the \
+                 journal"
+            );
+            tell("removed", true, what, "an owner: mictlan member add; then unmount and mount");
+            return found;
+        }
         if let Some(proven) = self.belief.proven {
             let what = format!(
                 "mounted read-only, because a majority of the voters did not answer; it began \

@@ -31,7 +31,7 @@ use mictlan::meta::cover;
 use mictlan::meta::error::FsError;
 use mictlan::meta::payload;
 use mictlan::meta::tag::TagList;
-use mictlan::seal::{self, Codec, Kind, Sealed};
+use mictlan::seal::{self, Codec, KeyRing, Kind, Sealed};
 use mictlan::wire::{Append, LeaseUnit};
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,9 +156,24 @@ impl Volume {
     /// Commits the oldest batch. The inner error is the sequencer's word; the outer one means that
     /// nothing is known to have happened and the batch waits on.
     async fn commit_front(&self) -> Result<Result<(), Refusal>, FsError> {
+        let ring = {
+            let core = self.core();
+            if core.session.attempt_ended {
+                return Ok(Ok(()));
+            }
+            // One epoch for all of it: when another begins from here on, the commit is refused.
+            self.ring()
+        };
         let Some((puts, inline)) = self.close_front() else { return Ok(Ok(())) };
+        if puts.iter().any(|put| put.epoch < ring.current().epoch()) {
+            let mut core = self.core();
+            core.session.attempt_ended = true;
+            core.session.epoch_moved = true;
+            tracing::error!("a commit would name chunks of an older epoch: they are sealed again");
+            return Ok(Ok(()));
+        }
         let mut oldest = self.wait_for(&puts).await?; // step 1
-        let payload = self.seal_payload()?;
+        let payload = self.seal_payload(&ring)?;
         let beside = inline.as_ref().map_or(0, |chunk| chunk.bytes.len());
         let inside = payload.bytes.len() + beside <= INSIDE_MAX;
         if !inside {
@@ -167,7 +182,7 @@ impl Volume {
                 chunks.map(|chunk| self.chunks.put(chunk, Charges::new())).collect();
             oldest = min(oldest, self.wait_for(&puts).await?); // step 2
         }
-        let request = self.request(payload, inline, inside, oldest)?;
+        let request = self.request(&ring, payload, inline, inside, oldest)?;
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let (attempt, n, until) = (request.attempt, request.n, request.until);
         let proposed = Entry::Proposed { attempt, n, until };
@@ -213,7 +228,7 @@ impl Volume {
     }
 
     /// The oldest stamp among the receipts, once all are durable.
-    async fn wait_for(&self, puts: &[Put]) -> Result<Option<TimeMs>, FsError> {
+    pub(super) async fn wait_for(&self, puts: &[Put]) -> Result<Option<TimeMs>, FsError> {
         let mut oldest = None;
         for put in puts {
             let stamp = match timeout(self.options.deadline, put.durable()).await {
@@ -230,8 +245,7 @@ impl Volume {
         Ok(oldest)
     }
 
-    fn seal_payload(&self) -> Result<Sealed, FsError> {
-        let ring = self.ring();
+    fn seal_payload(&self, ring: &KeyRing) -> Result<Sealed, FsError> {
         let core = self.core();
         let batch = core.queue.front().expect("only this task takes batches away");
         let links = payload::links(&batch.writes);
@@ -246,12 +260,12 @@ impl Volume {
 
     fn request(
         &self,
+        ring: &KeyRing,
         payload: Sealed,
         inline: Option<Sealed>,
         inside: bool,
         oldest_receipt: Option<TimeMs>,
     ) -> Result<Request, FsError> {
-        let ring = self.ring();
         let keys = ring.current();
         let core = self.core();
         let batch = core.queue.front().expect("only this task takes batches away");
@@ -318,17 +332,26 @@ impl Volume {
                 self.core().session.attempt_ended = true;
                 self.next_attempt().await
             }
+            Refusal::WrongEpoch { .. } => {
+                // The record that began it is applied before the next attempt.
+                {
+                    let mut core = self.core();
+                    core.session.attempt_ended = true;
+                    core.session.epoch_moved = true;
+                }
+                self.next_attempt().await
+            }
             Refusal::Fenced { .. }
             | Refusal::SessionEnded { .. }
             | Refusal::OldAttempt { .. }
             | Refusal::UnknownSession { .. }
             | Refusal::NotAllowed { .. } => {
                 self.lost(&refusal);
-                Err(FsError::Io)
+                Err(self.lost_errno())
             }
             _ => {
                 self.lost(&refusal);
-                Err(FsError::Io)
+                Err(self.lost_errno())
             }
         }
     }
@@ -340,7 +363,7 @@ impl Volume {
             "this mount can commit nothing any more; what waited is kept in its journal: \
              unmount and mount again");
         self.core().session.mode = Mode::Lost;
-        self.stuck(FsError::Io);
+        self.stuck(self.lost_errno());
     }
 
     /// Chunks that were put over six hours ago may be near their collection: stamp them again.

@@ -15,9 +15,10 @@
 //! cannot be placed yet waits here and is tried again.
 
 use super::Volume;
+use super::epoch::Moved;
 use super::journal::{Entry, Seq};
 use super::local::{Tried, Under, journal_failed};
-use super::state::{Core, Placed};
+use super::state::{Core, Mode, Placed};
 use crate::chunks::{Charges, Put};
 use mictlan::id::Attempt;
 use mictlan::meta::error::FsError;
@@ -33,6 +34,8 @@ pub struct Replan {
     again: VecDeque<Placed>,
     /// Chunks that they name.
     puts: Vec<Put>,
+    /// Of an epoch that is over: what became of each chunk so far.
+    moved: Option<Moved>,
     /// The oldest entry of the journal that they need.
     floor: Seq,
 }
@@ -41,7 +44,11 @@ impl Volume {
     /// Before anything is proposed: what a refusal left to do is done.
     pub(super) async fn next_attempt(&self) -> Result<(), FsError> {
         if self.core().session.attempt_ended {
+            self.replan().await?; // an epoch can begin in the midst of it
             self.catch_up(Instant::now() + self.options.deadline).await?; // step 1
+            if self.mode() == Mode::Lost {
+                return Err(self.lost_errno());
+            }
             self.take_back()?; // step 2
         }
         self.replan().await
@@ -56,12 +63,16 @@ impl Volume {
         let until = journal.next();
         let from = placed().map(|placed| placed.seq).min().unwrap_or(until);
         let floor = core.queue.iter().map(|batch| batch.floor).min().unwrap_or(from);
-        let mut replan = Replan { from, until, again: VecDeque::new(), puts: vec![], floor };
+        let moved = std::mem::take(&mut core.session.epoch_moved).then(Moved::new);
+        let (is_new_epoch, epoch) = (moved.is_some(), core.session.epoch);
+        let mut replan = Replan { from, until, again: VecDeque::new(), puts: vec![], moved, floor };
         let mut refused = Vec::new();
         for batch in std::mem::take(&mut core.queue) {
             replan.puts.extend(batch.puts);
             let inline = batch.inline.map(|sealed| self.chunks.put(sealed, Charges::new()));
             replan.puts.extend(inline);
+            // In a new epoch what they carry is sealed again.
+            replan.puts.retain(|put| !is_new_epoch || put.epoch >= epoch);
             for placed in batch.placed {
                 match placed.waited_for {
                     true => refused.push(placed.seq),
@@ -87,6 +98,7 @@ impl Volume {
                 None => return Ok(()),
             };
             let Some(placed) = next else { break };
+            let placed = self.of_this_epoch(placed).await?;
             self.place_second(placed).await?; // step 3
         }
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
@@ -94,8 +106,8 @@ impl Volume {
         let Some(Replan { from, until, puts, .. }) = core.replan.take() else { return Ok(()) };
         if let Err(error) = journal.append(&Entry::Dropped { from, until }) {
             // step 4
-            let (again, floor) = (VecDeque::new(), from);
-            core.replan = Some(Replan { from, until, again, puts, floor });
+            let (again, moved, floor) = (VecDeque::new(), None, from);
+            core.replan = Some(Replan { from, until, again, puts, moved, floor });
             return Err(journal_failed(&error));
         }
         for batch in &mut core.queue {
@@ -107,6 +119,21 @@ impl Volume {
             progress.committed = progress.committed.max(until);
         });
         Ok(())
+    }
+
+    /// After an epoch, `placed` names chunks of the new one.
+    async fn of_this_epoch(&self, placed: Placed) -> Result<Placed, FsError> {
+        let moved = self.core().replan.as_mut().and_then(|replan| replan.moved.take());
+        let Some(mut moved) = moved else { return Ok(placed) };
+        let op = self.resealed(placed.op.clone(), &mut moved).await;
+        if let Some(replan) = &mut self.core().replan {
+            let new = moved.values().flatten();
+            let known = |put: &&Put| replan.puts.iter().all(|known| known.chunk != put.chunk);
+            let new: Vec<Put> = new.filter(known).cloned().collect();
+            replan.puts.extend(new);
+            replan.moved = Some(moved);
+        }
+        Ok(Placed { op: op?, ..placed })
     }
 
     async fn place_second(&self, placed: Placed) -> Result<(), FsError> {

@@ -37,7 +37,7 @@ impl Volume {
         self.believed()?;
         match self.mode() {
             Mode::Reader => return Err(self.read_only()),
-            Mode::Lost => return Err(FsError::Io),
+            Mode::Lost => return Err(self.lost_errno()),
             Mode::Leased { .. } | Mode::Synchronous => {}
         }
         if self.chunks.is_full() {

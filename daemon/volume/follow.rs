@@ -21,7 +21,7 @@ use mictlan::meta::tag::TagList;
 use mictlan::meta::tree::{NodeError, Read};
 use mictlan::meta::write::WriteSet;
 use mictlan::meta::{cover, namespace};
-use mictlan::seal;
+use mictlan::seal::{self, KeyRing};
 use mictlan::wire::{Barrier, Follow, Followed, LeaseUnit, Page};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -44,6 +44,8 @@ pub(super) struct Applied {
     /// The hash of the record before it, when that record was seen.
     pub chain: Option<LedgerHash>,
     pub roster: Roster,
+    /// Secrets of an epoch that has not begun.
+    pub coming: Option<KeyRing>,
     /// Who went on in whose place: sessions to the one they succeed.
     pub succeeds: HashMap<SessionId, SessionId>,
 }
@@ -71,7 +73,7 @@ pub enum FollowError {
 impl Volume {
     /// Follows the log until the volume ends.
     pub(super) async fn follow(self: Arc<Self>) {
-        while self.believed().is_ok() {
+        while self.believed().is_ok() && self.is_member() {
             let from = self.applying.lock().await.next;
             if self.belief.limit().is_some_and(|limit| from >= limit) {
                 // Without a quorum at the start, what no checkpoint covers is not applied.
@@ -246,12 +248,21 @@ impl Volume {
                 self.fenced(at, fence.session);
                 self.skip(at);
             }
+            Body::Wrap(wrap) if wrap.volume == self.id => {
+                self.secrets_come(applied, at, wrap);
+                self.skip(at);
+            }
+            Body::Revoke(revoke) if revoke.volume == Some(self.id) => {
+                self.member_gone(applied, at, revoke);
+                self.skip(at);
+            }
             Body::Peer(_) | Body::Layout(_) => {
                 self.network_changed.notify_one();
                 self.skip(at);
             }
             Body::Volume(made) if made.volume == self.id => {
                 self.network_changed.notify_one();
+                self.epoch_begins(applied, at, made.key_epoch);
                 // A later record of the volume changes its settings, not its root.
                 let writes = if at == self.made { founding(line.t) } else { WriteSet::new() };
                 self.core().view.apply(at, &writes);

@@ -53,7 +53,7 @@ impl Volume {
             Mode::Leased { .. } => {}
             Mode::Synchronous => return self.run_synchronously(&op, now).await,
             Mode::Reader => return Err(self.read_only()),
-            Mode::Lost => return Err(FsError::Io),
+            Mode::Lost => return Err(self.lost_errno()),
         }
         loop {
             let tried = self.try_place(&mut self.core(), &op, now, None, Under::Lease)?;

@@ -12,6 +12,7 @@ mod commit;
 mod conflict;
 mod credit;
 mod data;
+mod epoch;
 mod file;
 mod follow;
 pub mod journal;
@@ -64,7 +65,10 @@ pub struct Volume {
     principal: Arc<Principal>,
     origin: Origin,
     ring: RwLock<Arc<KeyRing>>,
-    cutter: Option<Cutter>,
+    /// Of the ring's current epoch; `None` without the data secret.
+    cutter: RwLock<Option<Arc<Cutter>>>,
+    /// The record that removed this key from the volume.
+    removed: std::sync::OnceLock<Position>,
     network: Arc<Network>,
     chunks: Arc<Chunks>,
     nodes: Arc<NodeCache>,
@@ -117,6 +121,10 @@ pub enum Stale {
 impl Volume {
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().expect("nothing panics while the core is locked")
+    }
+
+    fn cutter(&self) -> Option<Arc<Cutter>> {
+        self.cutter.read().expect("nothing panics while it is locked").clone()
     }
 
     fn ring(&self) -> Arc<KeyRing> {

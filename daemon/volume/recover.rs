@@ -15,16 +15,19 @@
 //! Invariant: an acknowledged entry is committed again, or its bytes are in a file
 //! `NAME.recovered-HOST-TIME`, or it is named in the log: never silently gone.
 
+mod choose;
+
+use self::choose::{Again, choose, chunks_of};
+use super::epoch::Moved;
 use super::file::{OpenFile, What};
-use super::journal::{Entry, Left, Seq};
+use super::journal::Left;
 use super::local::Under;
 use super::start::OpenError;
 use super::{Volume, local};
 use crate::host;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::Outcome;
-use mictlan::file::Extent;
-use mictlan::id::{Attempt, ChunkId, Ino, Name, Position, SessionId};
+use mictlan::id::{Attempt, ChunkId, Epoch, Ino, Name, Position, SessionId};
 use mictlan::ledger::record::body::{Body, Fence};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, Stamp};
@@ -33,7 +36,7 @@ use mictlan::meta::namespace::{Append, Make, Op, Place, SetTime, Write};
 use mictlan::meta::tree::Read;
 use mictlan::meta::value::Value;
 use mictlan::wire::{Answer, Query};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Dirents looked through for the name that an inode has.
@@ -45,19 +48,6 @@ enum Fenced {
     Now(Option<(Attempt, u64)>),
     /// It was closed, after all of it was committed: only its journal was not removed.
     Closed,
-}
-
-/// What is to be done again, in order.
-enum Again {
-    Op(Stamp, Op),
-    /// Without a place they were appended.
-    Data {
-        ino: Ino,
-        place: Option<u64>,
-        mtime: Stamp,
-        kill_priv: bool,
-        bytes: Vec<u8>,
-    },
 }
 
 impl Volume {
@@ -87,7 +77,9 @@ impl Volume {
         let count = again.len();
         tracing::info!(%session, ?last, entries = left.entries.len(), durable = durable.len(), count,
             "taking over the journal of an earlier mount");
+        let mut moved = Moved::new();
         for entry in again {
+            let entry = self.again_in_this_epoch(entry, &mut moved).await?;
             self.place_again(entry).await?; // step 2
         }
         self.flush(self.options.deadline).await?; // step 3
@@ -135,6 +127,20 @@ impl Volume {
                 "the journal of an earlier mount waits until all peers can be asked: {error}"
             ))
         })
+    }
+
+    /// What was sealed in an epoch that is over is sealed again, and on its peers, before a commit
+    /// may name it.
+    async fn again_in_this_epoch(&self, again: Again, moved: &mut Moved) -> Result<Again, FsError> {
+        match again {
+            Again::Op(now, op) if self.ring().current().epoch() > Epoch(1) => {
+                let op = self.resealed(op, moved).await?;
+                let puts: Vec<_> = moved.values().flatten().cloned().collect();
+                self.wait_for(&puts).await?;
+                Ok(Again::Op(now, op))
+            }
+            again => Ok(again),
+        }
     }
 
     async fn place_again(self: &Arc<Self>, again: Again) -> Result<(), FsError> {
@@ -282,203 +288,5 @@ impl Volume {
             _ => None,
         });
         Ok(named)
-    }
-}
-
-/// The entries that are to be done again: those after the last accepted request, each byte once.
-fn choose(
-    entries: &[(Seq, Entry)],
-    last: Option<(Attempt, u64)>,
-    durable: &HashSet<ChunkId>,
-) -> Vec<Again> {
-    let committed = committed_until(entries, last);
-    let sealed = seals(entries);
-    // An operation whose chunks never became durable was not acknowledged by `close`; what came
-    // after it on the same inode was not either.
-    let mut broken: HashSet<Ino> = HashSet::new();
-    let gone: Vec<(Seq, Seq)> = entries.iter().filter_map(|(_, entry)| entry.dropped()).collect();
-    let dropped = |seq: Seq| gone.iter().any(|(from, until)| (*from..*until).contains(&seq));
-    let reaped = reaped(entries, |seq| seq < committed && !dropped(seq));
-    let mut again = Vec::new();
-    for (seq, entry) in entries {
-        match entry {
-            Entry::Op { now, op, covers, .. } if *seq >= committed && !dropped(*seq) => {
-                let whole = chunks_of(entry).all(|chunk| durable.contains(&chunk));
-                match bytes_of(op) {
-                    Some((ino, _, _)) if !whole => {
-                        // With `covers` its bytes are in the journal as data and come from there.
-                        if covers.is_none() {
-                            tracing::warn!(
-                                inode = ino.0,
-                                entry = seq.0,
-                                "bytes that no close had acknowledged were lost with the daemon"
-                            );
-                            broken.insert(ino);
-                        }
-                    }
-                    Some((ino, _, _)) if broken.contains(&ino) => {}
-                    _ => again.push(Again::Op(*now, op.clone())),
-                }
-            }
-            Entry::Data { ino, mtime, kill_priv, bytes, .. }
-            | Entry::Appended { ino, mtime, kill_priv, bytes } => {
-                let place = match entry {
-                    Entry::Data { offset, .. } => Some(*offset),
-                    _ => None,
-                };
-                let covering = |seal: &&Seal| seal.covers > *seq && !dropped(seal.seq);
-                let seals = sealed.get(&(*ino, place.is_none()));
-                let by = seals.and_then(|seals| seals.iter().find(covering));
-                let done = by.is_some_and(|seal| {
-                    seal.seq < committed || seal.chunks.iter().all(|chunk| durable.contains(chunk))
-                });
-                if !done && !broken.contains(ino) && !reaped.contains(ino) {
-                    let (ino, mtime, kill_priv, bytes) = (*ino, *mtime, *kill_priv, bytes.clone());
-                    again.push(Again::Data { ino, place, mtime, kill_priv, bytes });
-                }
-            }
-            Entry::Op { .. } | Entry::Proposed { .. } | Entry::Dropped { .. } => {}
-        }
-    }
-    again
-}
-
-/// Files that were removed by whoever wrote them: their bytes are not to be brought back.
-fn reaped(entries: &[(Seq, Entry)], is_committed: impl Fn(Seq) -> bool) -> HashSet<Ino> {
-    let ends = entries.iter().filter(|(seq, _)| is_committed(*seq));
-    let ends = ends.filter_map(|(_, entry)| match entry {
-        Entry::Op { op: Op::Reap { ino }, .. } => Some(*ino),
-        _ => None,
-    });
-    ends.collect()
-}
-
-/// Of an operation that places bytes: the file, whether they were appended, and where they are.
-fn bytes_of(op: &Op) -> Option<(Ino, bool, &[Extent])> {
-    match op {
-        Op::Write(write) => Some((write.ino, false, &write.extents)),
-        Op::Append(append) => Some((append.ino, true, &append.extents)),
-        _ => None,
-    }
-}
-
-/// Every operation before this is in an accepted commit.
-fn committed_until(entries: &[(Seq, Entry)], last: Option<(Attempt, u64)>) -> Seq {
-    let Some(last) = last else { return Seq(0) };
-    let held = entries.iter().filter_map(|(_, entry)| match entry {
-        Entry::Proposed { attempt, n, until } if (*attempt, *n) <= last => Some(*until),
-        _ => None,
-    });
-    held.max().unwrap_or(Seq(0))
-}
-
-/// The sealing of an inode's journaled bytes: `Data` before `covers` is in `chunks`.
-struct Seal {
-    seq: Seq,
-    covers: Seq,
-    chunks: Vec<ChunkId>,
-}
-
-/// By file, and whether the bytes were appended.
-fn seals(entries: &[(Seq, Entry)]) -> HashMap<(Ino, bool), Vec<Seal>> {
-    let mut seals: HashMap<(Ino, bool), Vec<Seal>> = HashMap::new();
-    for (seq, entry) in entries {
-        if let Entry::Op { covers: Some(covers), op, .. } = entry
-            && let Some((ino, appended, extents)) = bytes_of(op)
-        {
-            let chunks = extents.iter().map(|extent| extent.chunk).collect();
-            let seal = Seal { seq: *seq, covers: *covers, chunks };
-            seals.entry((ino, appended)).or_default().push(seal);
-        }
-    }
-    seals
-}
-
-fn chunks_of(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
-    let op = match entry {
-        Entry::Op { op, .. } => bytes_of(op),
-        _ => None,
-    };
-    op.map_or(&[][..], |(_, _, extents)| extents).iter().map(|extent| extent.chunk)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chunk(n: u8) -> ChunkId {
-        ChunkId([n; 32])
-    }
-
-    fn write(n: u8, covers: Option<Seq>) -> Entry {
-        let extent = Extent { offset: 0, len: 1, chunk: chunk(n), at: 0, packed: None };
-        let mtime = Stamp::default();
-        let op = Write { ino: Ino(7), extents: vec![extent], end: 1, mtime, kill_priv: false };
-        Entry::Op { now: mtime, base: Position(0), covers, op: Op::Write(op) }
-    }
-
-    fn append(n: u8, covers: Option<Seq>) -> Entry {
-        let extent = Extent { offset: 0, len: 1, chunk: chunk(n), at: 0, packed: None };
-        let mtime = Stamp::default();
-        let op = Append { ino: Ino(7), extents: vec![extent], mtime, kill_priv: false };
-        Entry::Op { now: mtime, base: Position(0), covers, op: Op::Append(op) }
-    }
-
-    fn appended() -> Entry {
-        let (mtime, bytes) = (Stamp::default(), b"x".to_vec());
-        Entry::Appended { ino: Ino(7), mtime, kill_priv: false, bytes }
-    }
-
-    fn data() -> Entry {
-        let (mtime, bytes) = (Stamp::default(), b"x".to_vec());
-        Entry::Data { ino: Ino(7), offset: 0, mtime, kill_priv: false, bytes }
-    }
-
-    fn proposed(n: u64, until: u64) -> Entry {
-        Entry::Proposed { attempt: Attempt(1), n, until: Seq(until) }
-    }
-
-    fn check(entries: &[Entry], accepted: u64, durable: &[u8]) -> String {
-        let entries: Vec<(Seq, Entry)> =
-            entries.iter().enumerate().map(|(i, e)| (Seq(i as u64 + 1), e.clone())).collect();
-        let durable = durable.iter().map(|n| chunk(*n)).collect();
-        let last = (accepted > 0).then_some((Attempt(1), accepted));
-        let again = choose(&entries, last, &durable);
-        let letter = |again: &Again| if matches!(again, Again::Op(..)) { 'o' } else { 'd' };
-        again.iter().map(letter).collect()
-    }
-
-    #[test]
-    fn what_was_committed_is_not_done_again() {
-        let entries = [write(1, None), proposed(1, 2), write(2, None)];
-        assert_eq!(check(&entries, 1, &[1, 2]), "o");
-        assert_eq!(check(&entries, 0, &[1, 2]), "oo", "proposed and never accepted");
-    }
-
-    #[test]
-    fn journaled_bytes_come_back_once() {
-        let entries = [data(), write(1, Some(Seq(2)))];
-        assert_eq!(check(&entries, 0, &[]), "d", "their chunk was lost with the daemon");
-        assert_eq!(check(&entries, 0, &[1]), "o", "their chunk is on its peers");
-        let entries = [data(), write(1, Some(Seq(2))), proposed(1, 3), data()];
-        assert_eq!(check(&entries, 1, &[1]), "d", "only what came after the commit");
-    }
-
-    #[test]
-    fn appended_bytes_come_back_once_and_apart_from_others() {
-        let entries = [appended(), append(1, Some(Seq(2)))];
-        assert_eq!(check(&entries, 0, &[]), "d", "their chunk was lost with the daemon");
-        assert_eq!(check(&entries, 0, &[1]), "o", "their chunk is on its peers");
-        let entries = [data(), appended(), write(1, Some(Seq(3))), proposed(1, 4)];
-        assert_eq!(check(&entries, 1, &[1]), "d", "only what was appended is not committed");
-        let entries = [append(1, None), append(2, None)];
-        assert_eq!(check(&entries, 0, &[2]), "", "no close had acknowledged the first");
-    }
-
-    #[test]
-    fn bytes_that_close_never_acknowledged_leave_no_hole_behind_later_ones() {
-        let entries = [write(1, None), write(2, None)];
-        assert_eq!(check(&entries, 0, &[2]), "", "the second rests on the first");
-        assert_eq!(check(&entries, 0, &[1]), "o");
     }
 }

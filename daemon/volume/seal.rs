@@ -15,11 +15,12 @@ use crate::chunks::Put;
 use crate::chunks::budget::Charge;
 use bytes::Bytes;
 use mictlan::file::{Extent, Pack, Place, split_at_buckets};
+use mictlan::id::Epoch;
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::namespace::{self, Op};
 use mictlan::meta::tree::NodeRef;
-use mictlan::seal::{self, Codec, Kind, Sealed};
+use mictlan::seal::{self, Codec, Header, Kind, Sealed};
 use std::sync::Arc;
 use tokio::sync::OwnedMutexGuard;
 
@@ -34,6 +35,8 @@ const INLINE_BYTES_MAX: usize = 12 << 10;
 enum Wait {
     Node(NodeRef),
     Replan,
+    /// The keys changed since it was sealed.
+    Seal,
 }
 
 /// What shares one chunk, and where in it.
@@ -52,6 +55,8 @@ struct Taken {
     appended: bool,
     pending: Pending,
     covers: Option<Seq>,
+    /// The epoch when it was taken, so of its chunks or the one before.
+    epoch: Epoch,
     /// What the bytes are accounted with: until their chunks are durable.
     charges: Arc<Vec<Charge>>,
 }
@@ -181,14 +186,14 @@ impl Volume {
             return Ok(None);
         }
         // Without the data secret nothing is ever written.
-        let Some(cutter) = &self.cutter else { return Ok(None) };
+        let Some(cutter) = self.cutter() else { return Ok(None) };
         let long = data.tail.waiting() >= STREAM_BYTES;
         let next = self.journal.as_ref().map(|journal| journal.next());
         let mut covers = data.journaled.and(next);
         let mut pieces = match what {
             // What is before a long tail has to go first.
-            What::WholeChunks if long => data.take_pieces(What::Everything, cutter),
-            _ => data.take_pieces(what, cutter),
+            What::WholeChunks if long => data.take_pieces(What::Everything, &cutter),
+            _ => data.take_pieces(what, &cutter),
         };
         let appended =
             data.dirty.is_empty() && pieces.is_empty() && (long || what != What::WholeChunks);
@@ -219,7 +224,8 @@ impl Volume {
         if data.waiting_bytes() == 0 {
             data.since = None;
         }
-        Ok(Some(Taken { file: file.clone(), pieces, appended, pending, covers, charges }))
+        let epoch = self.ring().current().epoch();
+        Ok(Some(Taken { file: file.clone(), pieces, appended, pending, covers, epoch, charges }))
     }
 
     /// The extents take the place of the bytes, for readers and for the next commit.
@@ -229,7 +235,7 @@ impl Volume {
         extents: Vec<Extent>,
         puts: Vec<Put>,
     ) -> Result<(), FsError> {
-        let Taken { file, appended, pending, covers, .. } = taken;
+        let Taken { file, appended, pending, covers, epoch, .. } = taken;
         let (ino, mtime, kill_priv) = (file.ino, pending.mtime, pending.kill_priv);
         let op = match appended {
             true => Op::Append(namespace::Append { ino, extents, mtime, kill_priv }),
@@ -238,11 +244,16 @@ impl Volume {
             }
         };
         loop {
-            let tried = self.try_put_into_view(&file, &op, pending.ctime, covers, &puts);
+            let tried = self.try_put_into_view(&file, &op, pending.ctime, covers, &puts, epoch);
             let wait = match tried {
                 Ok(None) => return Ok(()),
                 Ok(Some(Wait::Node(node))) => self.fetch_node(node).await,
                 Ok(Some(Wait::Replan)) => self.replanned().await,
+                Ok(Some(Wait::Seal)) => {
+                    // It waits again like what was just written; who wants it out takes it again.
+                    self.put_back(&file);
+                    return Ok(());
+                }
                 // Unlinked, and nobody has it open any more: the bytes have nowhere to go.
                 Err(FsError::Stale) => {
                     let mut data = file.data();
@@ -267,9 +278,13 @@ impl Volume {
         now: Stamp,
         covers: Option<Seq>,
         puts: &[Put],
+        epoch: Epoch,
     ) -> Result<Option<Wait>, FsError> {
         let mut data = file.data();
         let mut core = self.core();
+        if epoch < core.session.epoch {
+            return Ok(Some(Wait::Seal));
+        }
         match self.try_place(&mut core, op, now, covers, Under::Certification)? {
             Tried::Missing(node) => return Ok(Some(Wait::Node(node))),
             Tried::Replanning => return Ok(Some(Wait::Replan)),
@@ -315,7 +330,7 @@ impl Volume {
 
     /// Content-defined pieces of at most 4 MiB.
     fn cut(&self, bytes: &Bytes) -> Vec<Bytes> {
-        match &self.cutter {
+        match self.cutter() {
             Some(cutter) => cutter.pieces(bytes.clone()),
             None => unreachable!("without the data secret nothing is written"),
         }
@@ -331,7 +346,8 @@ impl Volume {
     /// Makes `sealed` the inline chunk of the open batch, if that has none yet.
     fn claim_inline(&self, sealed: &Sealed) -> bool {
         let mut core = self.core();
-        if core.session.mode == Mode::Lost {
+        let old = |header: Header| header.epoch < core.session.epoch;
+        if core.session.mode == Mode::Lost || Header::parse(&sealed.bytes).is_ok_and(old) {
             return false;
         }
         let facts = Default::default();

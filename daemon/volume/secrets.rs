@@ -85,25 +85,32 @@ pub(super) async fn roster_before(
     Ok(Known { roster, wraps, before })
 }
 
-/// The volume's secrets, from the newest wrap for this key.
+/// The volume's secrets of its epoch, from the newest wrap for this key, and those of an epoch that
+/// is to begin.
 pub(super) fn unwrap_ring(
     start: &Start,
     info: &VolumeInfo,
     origin: &Origin,
     actor: &Label,
     wraps: &[Wrap],
-) -> Opening<KeyRing> {
+) -> Opening<(KeyRing, Option<KeyRing>)> {
     let volume = &start.volume;
-    let mine = wraps.iter().filter(|wrap| wrap.volume == info.id && wrap.member == *actor);
     let no_access = || OpenError::NoAccess { volume: volume.clone(), actor: actor.to_string() };
-    let wrap = mine.max_by_key(|wrap| wrap.key_epoch).ok_or_else(no_access)?;
-    let bad = |why: String| OpenError::BadWrap { volume: volume.clone(), why };
-    let about = wrap_info(origin, &info.id, wrap.key_epoch, actor);
-    let plain = seal::unwrap(&start.principal, &about, &wrap.wrap)
-        .map_err(|error| bad(error.to_string()))?;
-    let ring = KeyRing::decode(&plain).map_err(|error| bad(error.to_string()))?;
+    let newest = |wanted: &dyn Fn(&Wrap) -> bool| {
+        let mine = wraps.iter().filter(|wrap| wrap.volume == info.id && wrap.member == *actor);
+        mine.filter(|wrap| wanted(wrap)).max_by_key(|wrap| wrap.key_epoch)
+    };
+    let open = |wrap: &Wrap| {
+        let bad = |why: String| OpenError::BadWrap { volume: volume.clone(), why };
+        let about = wrap_info(origin, &info.id, wrap.key_epoch, actor);
+        let plain = seal::unwrap(&start.principal, &about, &wrap.wrap)
+            .map_err(|error| bad(error.to_string()))?;
+        KeyRing::decode(&plain).map_err(|error| bad(error.to_string()))
+    };
+    let ring = open(newest(&|wrap| wrap.key_epoch <= info.epoch).ok_or_else(no_access)?)?;
     if ring.current().epoch() < info.epoch {
         return Err(no_access()); // removed since: the newer secrets are not for this key
     }
-    Ok(ring)
+    let coming = newest(&|wrap| wrap.key_epoch > info.epoch).map(open).transpose()?;
+    Ok((ring, coming))
 }

@@ -19,7 +19,7 @@ use crate::host;
 use crate::ledger::{Ledger, Seen};
 use crate::network::{CallError, Network};
 use mictlan::file::Cutter;
-use mictlan::id::{Attempt, Label, LedgerHash, Position, SessionId, VolumeId};
+use mictlan::id::{Attempt, Epoch, Label, LedgerHash, Position, SessionId, VolumeId};
 use mictlan::ledger::merkle;
 use mictlan::ledger::record::Line;
 use mictlan::ledger::record::body::Body;
@@ -33,7 +33,7 @@ use mictlan_mount::options::Options;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// What a volume is opened with.
@@ -121,7 +121,8 @@ impl Volume {
             roster_before(&start.network, start.options.deadline, next).await?;
         let origin = roster.origin();
         let actor = roster.owner_of(&start.principal.id()).cloned().ok_or(OpenError::Unknown)?;
-        let ring = unwrap_ring(start, &info, &origin, &actor, &wraps)?;
+        let (ring, coming) = unwrap_ring(start, &info, &origin, &actor, &wraps)?;
+        let epoch = ring.current().epoch();
         let keys = TreeKeys::new(ring.identity_key(), ring.boundary_key());
         let nodes = Arc::new(NodeCache::new((start.options.memory_bytes / 8) as usize));
         let size = proven.as_ref().map(|seen| Position(seen.size()));
@@ -145,7 +146,8 @@ impl Volume {
             actor,
             principal: start.principal.clone(),
             origin,
-            cutter: ring.current().cut_key().map(Cutter::new),
+            cutter: RwLock::new(ring.current().cut_key().map(Cutter::new).map(Arc::new)),
+            removed: OnceLock::new(),
             ring: RwLock::new(Arc::new(ring)),
             tree_keys: keys,
             spill: spill(start)?,
@@ -156,12 +158,13 @@ impl Volume {
             budget: Budget::new(start.options.memory_bytes * 2 / 5),
             journal,
             options: start.options.clone(),
-            core: Mutex::new(core(tree, position, session)),
+            core: Mutex::new(core(tree, position, session, epoch)),
             progress: watch::Sender::new(Progress::new(next)),
             work: Notify::new(),
             applying: tokio::sync::Mutex::new(Applied {
                 next,
                 chain: None,
+                coming,
                 // The records from there on change it once more, in order.
                 roster: before,
                 succeeds: HashMap::new(),
@@ -253,7 +256,7 @@ fn spill(start: &Start) -> Opening<Spill> {
     Ok(Spill::new(start.spilled.clone(), bytes_max.min(OVERLAY_MAX))?)
 }
 
-fn core(tree: Tree, position: Position, session: Option<SessionId>) -> Core {
+fn core(tree: Tree, position: Position, session: Option<SessionId>, epoch: Epoch) -> Core {
     let mode = if session.is_some() { Mode::Synchronous } else { Mode::Reader };
     Core {
         view: View::new(tree, position),
@@ -263,6 +266,8 @@ fn core(tree: Tree, position: Position, session: Option<SessionId>) -> Core {
             attempt: Attempt(1),
             n: 1,
             attempt_ended: false,
+            epoch_moved: false,
+            epoch,
             mode,
             waiting: None,
         },

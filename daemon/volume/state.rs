@@ -8,7 +8,7 @@ use super::conflict::Replan;
 use super::file::OpenFile;
 use super::journal::Seq;
 use crate::chunks::Put;
-use mictlan::id::{Attempt, Ino, Position, SessionId};
+use mictlan::id::{Attempt, Epoch, Ino, Position, SessionId};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::key::Key;
@@ -44,8 +44,12 @@ pub struct Session {
     /// The number of the next commit in this attempt.
     pub n: u64,
     pub mode: Mode,
-    /// A refusal ended this attempt: nothing more is proposed in it.
+    /// A refusal ended this attempt, or an epoch did: nothing more is proposed in it.
     pub attempt_ended: bool,
+    /// An epoch did: chunks are sealed again.
+    pub epoch_moved: bool,
+    /// Chunks that were sealed under an older one are not placed.
+    pub epoch: Epoch,
     /// The request on its way, and the operations before which it holds all.
     pub waiting: Option<(Attempt, u64, Seq)>,
 }

@@ -172,8 +172,8 @@ pub fn mounts(config: &Config) -> Vec<MountLine> {
 }
 
 /// What a mount of the report told of itself, under codes that this program knows.
-const MOUNT_CODES: [&str; 5] =
-    ["stale-view", "unproved", "mounted-without-quorum", "contradiction", "copies-owed"];
+const MOUNT_CODES: [&str; 6] =
+    ["stale-view", "unproved", "mounted-without-quorum", "contradiction", "copies-owed", "removed"];
 
 pub fn troubles(paths: &Paths, mount: &MountLine) -> Vec<Problem> {
     let said = standing::of(paths, &mount.dir).map(|standing| standing.troubles);

@@ -18,6 +18,7 @@
 //! | `unproved` | what a mount applied over 10 s ago is under no cosigned checkpoint yet |
 //! | `mounted-without-quorum` | a mount is read-only, because most voters were away when it began |
 //! | `contradiction` | a mount was shown a log that the voters did not sign; all of it is `EIO` |
+//! | `removed` | the key of a mount was removed from the volume |
 //! | `not-mounted` | the directory is no mount of mictlan |
 
 mod look;
