@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 /// How often the ledger is asked while applied records wait for a checkpoint, and otherwise.
 const EVERY: Duration = Duration::from_secs(3);
-const EVERY_AT_REST: Duration = Duration::from_secs(10);
+const EVERY_AT_REST: Duration = Duration::from_secs(5);
 /// A follower hears at least an empty page in every two seconds.
 const SILENT: Duration = Duration::from_secs(3);
 /// Voters cosign every 10 s, also when nothing happens.

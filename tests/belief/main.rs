@@ -33,7 +33,8 @@ async fn a_record_that_the_voters_did_not_sign_ends_all_belief() {
     let write = WriteAt { offset: 0, append: false, kill_privileges: false, data };
     volume.clone().write(WHO, attr.ino, opened.handle, write).await.expect("written");
     volume.clone().fsync(attr.ino, None).await.expect("committed");
-    assert_eq!(volume.troubles(), [], "an honest log is believed");
+    let worst = volume.troubles().into_iter().find(|trouble| trouble.severe);
+    assert_eq!(worst, None, "an honest log is believed");
 
     liar.shows_a_record_of_its_own().await;
     world.order_a_note().await;
@@ -67,7 +68,9 @@ async fn an_honest_log_that_grows_beside_a_mount_is_believed() {
             assert!(matches!(made, Ok(Found::Here { .. })), "it is made");
             volume.clone().fsync(Ino::ROOT, None).await.expect("committed");
             let size = world.size();
-            while volume.ledger().seen().is_none_or(|seen| seen.size() < size) {
+            // The note is known a moment before what was applied is compared with its tree.
+            let covered = || volume.ledger().seen().is_some_and(|seen| seen.size() >= size);
+            while !covered() || !volume.troubles().is_empty() {
                 let found = volume.clone().lookup(WHO, Ino::ROOT, name(n)).await;
                 assert!(matches!(found, Ok(Found::Here { .. })), "it goes on");
                 tokio::task::yield_now().await;
