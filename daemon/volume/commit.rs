@@ -73,6 +73,8 @@ impl Volume {
                     self.stuck(error);
                     tokio::time::sleep(PAUSE).await;
                 }
+                // A round that found nothing to wait for must not keep others from this thread.
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -92,10 +94,16 @@ impl Volume {
         let core = self.core();
         let full = |batch: &Batch| batch.closed || batch.writes.size_bytes() >= BATCH_BYTES;
         let wanted = progress.wanted > progress.committed && !core.queue.is_empty();
-        let tight = progress.room_wanted || self.budget.is_tight() || core.is_between_attempts();
+        let between = core.is_between_attempts();
         let batch_due = core.queue.front().is_some_and(full);
         drop(core);
-        wanted || tight || batch_due || self.next_due().is_some_and(|due| due <= Instant::now())
+        if wanted || between || batch_due {
+            return true;
+        }
+        // Memory can be full of chunks that are on their way to their last copies: then there is
+        // nothing to do here.
+        let tight = progress.room_wanted || self.budget.is_tight();
+        self.next_due().is_some_and(|due| tight || due <= Instant::now())
     }
 
     /// One round: what is dirty and due is sealed, then the oldest batch is committed.
