@@ -109,6 +109,20 @@ fn copies_that_are_owed_show_in_status_until_they_are_made() {
 }
 
 #[test]
+fn a_mount_that_ends_makes_the_copies_that_it_owes() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    three.peers[2].kill();
+    let content = noise(1, 3 << 20);
+    write_through(&dir.join("file"), &content).expect("two of three are enough");
+    three.peers[2].serve_until("serving");
+    alice.unmount(&dir);
+    let (stored, log) = (three.peers[2].stored_bytes(), alice.log());
+    assert!(stored >= content.len() as u64, "{stored} bytes are there{log}");
+}
+
+#[test]
 fn with_two_of_three_gone_reads_go_on_and_writes_fail_clearly_and_nothing_is_lost() {
     let three = Three::start();
     let alice = three.user("alice");

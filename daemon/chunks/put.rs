@@ -110,21 +110,6 @@ impl Chunks {
         put
     }
 
-    /// Waits until every chunk has its copies or no more are to be had, but not longer than `most`.
-    pub async fn settle(&self, most: Duration) {
-        let mut running = self.running.subscribe();
-        let settled = running.wait_for(|running| *running == 0);
-        if tokio::time::timeout(most, settled).await.is_err() || self.owed() > 0 {
-            let (on_the_way, owed) = (*self.running.borrow(), self.owed());
-            tracing::warn!(
-                on_the_way,
-                owed,
-                "some chunks are durable and have fewer copies than \
-                they should; another mount or healing makes the rest"
-            );
-        }
-    }
-
     /// The commit that carried it is ordered.
     pub fn let_go(&self, chunk: ChunkId) {
         lock(&self.on_the_way).remove(&chunk);

@@ -6,7 +6,8 @@
 use super::{Chunks, lock};
 use crate::link::LinkError;
 use bytes::Bytes;
-use mictlan::id::{ChunkId, PeerId};
+use mictlan::cluster::put::LONGEST_WAIT_MS;
+use mictlan::id::{ChunkId, PeerId, TimeMs};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,10 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Owed copies made in one round, so that they never crowd out a user's chunks.
 const OWED_PER_ROUND: usize = 64;
 const DEADLINE: Duration = Duration::from_secs(30);
+/// At the end of a mount: how long owed copies are tried without one being made, and how often. A
+/// peer that has just started needs about a second until it knows whom to listen to.
+const HOPE: Duration = Duration::from_secs(3);
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 
 /// What one peer said.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +37,7 @@ impl Chunks {
         loop {
             self.ask_peers().await;
             // Round after round while copies are made, so that a peer that was away is soon whole.
-            while self.complete_owed().await > 0 {}
+            while self.complete_owed(self.now()).await > 0 {}
             tokio::time::sleep(EVERY).await;
         }
     }
@@ -108,10 +113,39 @@ impl Chunks {
         }
     }
 
-    /// Makes copies that were owed because a peer was away: how many chunks are whole now.
-    async fn complete_owed(self: &Arc<Self>) -> usize {
+    /// Ends what is on the way, and makes copies that are owed as long as some can be made, but for
+    /// `most` at the longest: nobody else knows of these debts once the mount is gone.
+    pub async fn settle(self: &Arc<Self>, most: Duration) {
+        let settled = async {
+            let mut running = self.running.subscribe();
+            let _ = running.wait_for(|running| *running == 0).await;
+            let mut progress = Instant::now();
+            while self.owed() > 0 && progress.elapsed() < HOPE {
+                // A pause that a debt still has is not worth waiting for.
+                if self.complete_owed(TimeMs(self.now().0 + LONGEST_WAIT_MS)).await > 0 {
+                    progress = Instant::now();
+                } else {
+                    tokio::time::sleep(BETWEEN_TRIES).await;
+                }
+            }
+        };
+        let late = tokio::time::timeout(most, settled).await.is_err();
+        let (on_the_way, owed) = (*self.running.borrow(), self.owed());
+        if late || owed > 0 {
+            tracing::warn!(
+                on_the_way,
+                owed,
+                "some chunks are durable and have fewer copies than they should, because a peer \
+                 did not take them in time; healing makes the rest"
+            );
+        }
+    }
+
+    /// Makes copies that are owed and due `now`, because a peer was away: how many chunks are whole
+    /// after it.
+    async fn complete_owed(self: &Arc<Self>, now: TimeMs) -> usize {
         let (mut whole, mut away) = (0, HashSet::new());
-        let due = lock(&self.owed).due(self.now(), OWED_PER_ROUND);
+        let due = lock(&self.owed).due(now, OWED_PER_ROUND);
         for (chunk, debt) in due {
             let mut stored = debt.stored.clone();
             let bytes = match self.get(chunk, DEADLINE).await {

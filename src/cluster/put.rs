@@ -266,7 +266,7 @@ pub struct Debt {
 /// How many debts are remembered; above it healing alone finds them.
 pub const OWED_MAX: usize = 100_000;
 const FIRST_WAIT_MS: u64 = 1_000;
-const LONGEST_WAIT_MS: u64 = 60_000;
+pub const LONGEST_WAIT_MS: u64 = 60_000;
 
 impl Owed {
     /// Notes what a put left. `false` when there is no room for it.
