@@ -1,9 +1,11 @@
 //! `put`, `get`, `ls` and `rm`: the same volume as a mount has, on a machine without /dev/fuse.
 
-use mictlan_tests::harness::{Home, assert_same_tree};
+use mictlan_tests::harness::{Home, alive, assert_same_tree, output, signal, wait_until};
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
@@ -56,4 +58,101 @@ fn a_file_put_again_is_replaced_and_a_mount_sees_it() {
     }
     let dir = home.mount("mnt");
     assert_eq!(fs::read(dir.join("renamed")).expect("readable"), b"second and longer");
+}
+
+fn noise(bytes: u32) -> Vec<u8> {
+    (0..bytes).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+fn piped(command: &mut Command) -> Child {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("the program starts")
+}
+
+/// The verb with `content` on its standard input.
+fn fed(home: &Home, arguments: &[&str], content: &[u8]) -> Output {
+    let file = home.path().join("input");
+    fs::write(&file, content).expect("written");
+    let mut verb = Command::new("cat").arg(&file).stdout(Stdio::piped()).spawn().expect("cat");
+    let pipe = verb.stdout.take().expect("it was piped");
+    let said = output(home.command(arguments).stdin(pipe));
+    verb.wait().expect("cat ends");
+    said
+}
+
+/// What a program said that ends by itself.
+fn ended(child: Child) -> Output {
+    wait_until("it ends", || !alive(child.id() as i32));
+    child.wait_with_output().expect("a child that was started")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn what_is_put_from_a_pipe_comes_back_through_one() {
+    let home = Home::new();
+    for content in [noise(20 << 20), Vec::new()] {
+        let put = fed(&home, &["put", "--json", "-", "/stream"], &content);
+        assert!(put.status.success() && put.stderr.is_empty(), "{}", said(&put));
+        let counted: serde_json::Value = serde_json::from_slice(&put.stdout).expect("one object");
+        assert_eq!((&counted["files"], &counted["bytes"]), (&1.into(), &content.len().into()));
+        let got = home.run(&["get", "/stream", "-"]);
+        assert!(got.status.success() && got.stderr.is_empty(), "{}", said(&got));
+        assert!(got.stdout == content, "{} bytes, not {}", got.stdout.len(), content.len());
+    }
+    assert_eq!(home.ok(&["ls", "/"]), "stream\n");
+}
+
+#[test]
+fn an_interrupted_put_from_a_pipe_leaves_what_had_the_name() {
+    let home = Home::new();
+    assert!(fed(&home, &["put", "-", "/name"], b"before").status.success());
+    for how in [libc::SIGINT, libc::SIGTERM] {
+        let mut put = piped(&mut home.command(&["put", "-", "/name"]));
+        // More than all that may wait between the pipe and the volume.
+        let mut input = put.stdin.take().expect("it was piped");
+        input.write_all(&noise(8 << 20)).expect("it is read");
+        signal(put.id() as i32, how);
+        let ended = ended(put);
+        drop(input); // it ended though more could have come
+        assert_eq!(ended.status.code(), Some(130), "{}", said(&ended));
+        assert!(said(&ended).contains("interrupted"), "{}", said(&ended));
+    }
+    assert_eq!(home.run(&["get", "/name", "-"]).stdout, b"before");
+    assert_eq!(home.ok(&["ls", "/"]), "name\n");
+}
+
+#[test]
+fn a_reader_that_has_enough_ends_a_get_without_a_word() {
+    let home = Home::new();
+    assert!(fed(&home, &["put", "-", "/large"], &noise(20 << 20)).status.success());
+    let mut get = piped(&mut home.command(&["get", "/large", "-"]));
+    let mut first = [0; 10];
+    let mut out = get.stdout.take().expect("it was piped");
+    out.read_exact(&mut first).expect("the first bytes");
+    drop(out);
+    let ended = ended(get);
+    assert_eq!(ended.status.code(), Some(141), "as of whom SIGPIPE ends: {}", said(&ended));
+    assert!(first == noise(10)[..] && ended.stderr.is_empty(), "{}", said(&ended));
+}
+
+#[test]
+fn a_pipe_in_the_wrong_place_is_refused_before_a_byte_moves() {
+    let home = Home::new();
+    assert!(fed(&home, &["put", "-", "/name"], b"x").status.success());
+    for (arguments, part) in [
+        (&["put", "-", "/"][..], "mictlan put - /NAME"),
+        (&["put", "-", "-", "/name"], "is put alone"),
+        (&["get", "/", "-"], "is a directory"),
+        (&["get", "/name", "/name", "-"], "one file"),
+        (&["get", "--json", "/name", "-"], "--json has no place"),
+    ] {
+        let refused = fed(&home, arguments, b"y");
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", said(&refused));
+        assert!(said(&refused).contains(part), "{arguments:?}: {}", said(&refused));
+        assert!(refused.stdout.is_empty());
+    }
+    assert_eq!(home.run(&["get", "/name", "-"]).stdout, b"x");
 }

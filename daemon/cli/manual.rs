@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 /// In the order of their numbers. `error` and `status` choose them.
-const EXIT_CODES: [(u8, &str); 15] = [
+const EXIT_CODES: [(u8, &str); 16] = [
     (0, "It is done; of a change: committed."),
     (1, "It failed; the text says what happened to the data. Of verify: something is wrong."),
     (2, "It was typed wrongly; nothing was done."),
@@ -23,6 +23,7 @@ const EXIT_CODES: [(u8, &str); 15] = [
     (12, "Of status: it works in part, and something needs attention."),
     (101, "The program has an error; nothing acknowledged is lost."),
     (130, "It was interrupted; whole files only were kept."),
+    (141, "Of get to standard output: the reader ended before the last byte."),
 ];
 
 pub fn completions(shell: Shell) -> Result<ExitCode, CliError> {

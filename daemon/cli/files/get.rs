@@ -3,19 +3,22 @@
 //! Owns: what is copied to where on this machine.
 //! Invariant: a local name appears, or is replaced, with its whole content.
 
+use super::pipe::{Output, is_pipe};
 use super::place::Place;
 use super::progress::Progress;
 use super::{BLOCK_BYTES, Copied, Interrupt, Open, Who, at, below};
 use crate::cli::error::CliError;
 use crate::cli::runtime;
 use crate::store::durable;
+use bytes::Bytes;
 use clap::Args;
+use mictlan::id::Ino;
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, Inode};
 use mictlan_mount::vfs::{Attr, OpenHow, Vfs};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, FileTimes, Permissions};
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +30,8 @@ pub struct GetArgs {
     /// [[NETWORK:]VOLUME:]/PATH, all of one volume. Modes, times and links are kept.
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<OsString>,
-    /// A directory that exists, or the new name of a single source.
+    /// A directory that exists, the new name of a single source, or `-`: the bytes of a single file
+    /// go to standard output.
     dest: PathBuf,
     #[command(flatten)]
     who: Who,
@@ -42,15 +46,26 @@ pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
         let text = format!("{first} and {other} are in two volumes; get them one after the other");
         return Err(CliError::Usage(text));
     }
+    let to_pipe = is_pipe(&args.dest);
+    if to_pipe {
+        check_pipe(&args)?;
+    }
     if !args.dest.is_dir() && places.len() > 1 {
         let text = format!("{} is no directory; make it first", args.dest.display());
         return Err(CliError::Usage(text));
     }
     runtime()?.block_on(async {
         let open = Open::volume(first, &args.who, true).await?;
-        let progress = Progress::new(0, args.who.json);
+        // On a terminal the bytes themselves are what is looked at.
+        let quiet = args.who.json || to_pipe && io::stdout().is_terminal();
+        let progress = Progress::new(0, quiet);
         let interrupt = Interrupt::watch();
         let mut get = Get { open: &open, progress, interrupt, copied: Copied::default() };
+        if to_pipe {
+            let done = get.output(first).await;
+            drop(get);
+            return open.finish(done).await;
+        }
         let mut done = Ok(());
         for place in &places {
             done = get.tree(place, &args.dest).await;
@@ -65,6 +80,18 @@ pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
         Ok(ExitCode::SUCCESS)
     })
 }
+
+fn check_pipe(args: &GetArgs) -> Result<(), CliError> {
+    let usage = |text: &str| Err(CliError::Usage(text.to_owned()));
+    match (args.sources.len(), args.who.json) {
+        (2.., _) => usage("standard output takes one file; a file of the name - is ./-"),
+        (_, true) => usage("--json has no place: standard output is the file's bytes"),
+        _ => Ok(()),
+    }
+}
+
+/// As shells say it of whom SIGPIPE ended.
+const PIPE_CLOSED: u8 = 141;
 
 struct Get<'a> {
     open: &'a Open,
@@ -164,18 +191,51 @@ impl Get<'_> {
         Ok(())
     }
 
+    /// The bytes of one file to standard output. A reader that has enough ends it without a word.
+    async fn output(&mut self, place: &Place) -> Result<ExitCode, CliError> {
+        let found = self.open.find(&place.path).await.map_err(at(place))?;
+        let attr = found.ok_or_else(|| at(place)(FsError::NotFound))?;
+        match attr.inode.kind {
+            FileKind::File => {}
+            FileKind::Dir => {
+                let text = format!(
+                    "{place} is a directory; get it to a directory: mictlan get {place} DIR"
+                );
+                return Err(CliError::Usage(text));
+            }
+            _ => return Err(CliError::Usage(format!("{place} is no file, so it has no bytes"))),
+        }
+        self.progress.more(attr.inode.size);
+        self.progress.now_at(&place.to_string());
+        let reading = Reading::open(self.open, attr.ino, place.to_string()).await?;
+        let output = Output::open();
+        let mut offset = 0;
+        loop {
+            let bytes = self.interrupt.unless(reading.at(offset)).await??;
+            let (last, len) = (bytes.is_empty(), bytes.len());
+            if last || !self.interrupt.unless(output.write(bytes)).await? {
+                break;
+            }
+            offset += len as u64;
+            self.progress.moved(len);
+        }
+        let ended = self.interrupt.unless(output.end()).await?;
+        reading.end().await?;
+        match ended {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::from(PIPE_CLOSED)),
+            Err(why) => Err(CliError::Io(PathBuf::from("standard output"), why)),
+        }
+    }
+
     async fn bytes(&mut self, step: &Step, beside: &Path) -> Result<(), CliError> {
         let failed = |why| CliError::Io(step.to.clone(), why);
         let mut to = File::options().write(true).create_new(true).open(beside).map_err(failed)?;
-        let (volume, ino) = (self.open.volume.clone(), step.attr.ino);
-        let how = OpenHow { read: true, ..OpenHow::default() };
-        let opened = volume.clone().open(self.open.who, ino, how).await;
-        let handle = opened.map_err(at(&step.from))?.handle;
+        let reading = Reading::open(self.open, step.attr.ino, step.from.clone()).await?;
         let mut offset = 0;
         loop {
             self.interrupt.check()?;
-            let read = volume.clone().read(ino, handle, offset, BLOCK_BYTES as u32).await;
-            let bytes = read.map_err(at(&step.from))?;
+            let bytes = reading.at(offset).await?;
             if bytes.is_empty() {
                 break;
             }
@@ -184,8 +244,38 @@ impl Get<'_> {
             self.copied.bytes += bytes.len() as u64;
             self.progress.moved(bytes.len());
         }
-        volume.release(ino, handle).await.map_err(at(&step.from))?;
+        reading.end().await?;
         keep(&to, &step.attr.inode).map_err(failed)
+    }
+}
+
+/// A file of the volume, open for reading.
+struct Reading<'a> {
+    open: &'a Open,
+    ino: Ino,
+    handle: u64,
+    /// For people.
+    from: String,
+}
+
+impl<'a> Reading<'a> {
+    async fn open(open: &'a Open, ino: Ino, from: String) -> Result<Self, CliError> {
+        let how = OpenHow { read: true, ..OpenHow::default() };
+        let opened = open.volume.clone().open(open.who, ino, how).await;
+        let handle = opened.map_err(at(&from))?.handle;
+        Ok(Self { open, ino, handle, from })
+    }
+
+    /// The next block; nothing at the end.
+    async fn at(&self, offset: u64) -> Result<Bytes, CliError> {
+        let volume = self.open.volume.clone();
+        let read = volume.read(self.ino, self.handle, offset, BLOCK_BYTES as u32).await;
+        read.map_err(at(&self.from))
+    }
+
+    async fn end(self) -> Result<(), CliError> {
+        let volume = self.open.volume.clone();
+        volume.release(self.ino, self.handle).await.map_err(at(self.from))
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod get;
 mod list;
+mod pipe;
 mod place;
 mod progress;
 mod put;
@@ -27,6 +28,7 @@ use mictlan_mount::options::Options;
 use mictlan_mount::vfs::{Attr, Caller, Found, Listed, Vfs};
 use place::Place;
 use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Names asked for at a time.
 const PAGE: usize = 1024;
@@ -150,20 +152,35 @@ impl Copied {
     }
 }
 
-/// Ctrl-C, asked for between two steps.
+/// Ctrl-C or SIGTERM, asked for between two steps.
 struct Interrupt(tokio::task::JoinHandle<()>);
 
 impl Interrupt {
     fn watch() -> Self {
+        // From here on; without a handler the default one ends the process, which the journal
+        // survives.
+        let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
         Self(tokio::spawn(async {
-            // Without a handler the default one ends the process, which the journal survives.
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
+            let [Ok(mut interrupt), Ok(mut terminate)] = signals else {
+                return std::future::pending().await;
+            };
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
             }
         }))
     }
 
     fn check(&self) -> Result<(), CliError> {
         if self.0.is_finished() { Err(CliError::Interrupted) } else { Ok(()) }
+    }
+
+    /// `step`, unless it is interrupted: for what waits for somebody else's pipe.
+    async fn unless<T>(&mut self, step: impl Future<Output = T>) -> Result<T, CliError> {
+        self.check()?;
+        tokio::select! {
+            _ = &mut self.0 => Err(CliError::Interrupted),
+            done = step => Ok(done),
+        }
     }
 }

@@ -6,6 +6,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 const LINE: &str = "{bytes:>11}/{total_bytes} {wide_bar} {bytes_per_sec:>12} {eta:>4} {msg}";
 
+/// Of what ends nobody knows where.
+const ENDLESS: &str = "{bytes:>11} {bytes_per_sec:>12} {msg}";
+
 pub struct Progress(ProgressBar);
 
 impl Progress {
@@ -13,7 +16,17 @@ impl Progress {
     pub fn new(bytes: u64, quiet: bool) -> Self {
         // indicatif draws on standard error, and nowhere if that is no terminal.
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(bytes) };
-        let style = ProgressStyle::with_template(LINE).expect("the template is a constant");
+        Self::styled(bar, LINE)
+    }
+
+    /// Of a stream, whose length shows at its end.
+    pub fn endless(quiet: bool) -> Self {
+        let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() };
+        Self::styled(bar, ENDLESS)
+    }
+
+    fn styled(bar: ProgressBar, line: &str) -> Self {
+        let style = ProgressStyle::with_template(line).expect("the template is a constant");
         bar.set_style(style);
         Self(bar)
     }

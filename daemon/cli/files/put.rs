@@ -4,6 +4,7 @@
 //! Invariant: a name appears, or is replaced, with its whole content: a file is written under
 //! another name beside it and renamed when all its bytes are there.
 
+use super::pipe::{self, is_pipe};
 use super::place::Place;
 use super::progress::Progress;
 use super::{BLOCK_BYTES, Copied, Interrupt, Open, Who, at, below};
@@ -17,17 +18,19 @@ use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, MODE_MASK, Stamp};
 use mictlan_mount::vfs::{Found, Make, OpenHow, RenameHow, SetAttr, SetTime, Vfs, WriteAt};
 use std::fs::{File, Metadata};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tokio::sync::mpsc;
 
 #[derive(Args)]
 pub struct PutArgs {
     /// Files and directories of this machine. Modes, times and links are kept; owners, extended
-    /// attributes and hard links between files are not: mount the volume for those.
-    #[arg(required = true, value_name = "FILE|DIR")]
+    /// attributes and hard links between files are not: mount the volume for those. `-` alone is
+    /// standard input.
+    #[arg(required = true, value_name = "FILE|DIR|-")]
     sources: Vec<PathBuf>,
     /// [[NETWORK:]VOLUME:]/PATH: a directory that exists, or the new name of a single source.
     dest: std::ffi::OsString,
@@ -37,17 +40,23 @@ pub struct PutArgs {
 
 pub fn put(args: PutArgs) -> Result<ExitCode, CliError> {
     let place = Place::parse(&args.dest)?;
-    // Mistakes in the sources come before anything is opened.
-    for source in &args.sources {
-        source.symlink_metadata().map_err(|why| CliError::Io(source.clone(), why))?;
-    }
+    let from_pipe = args.sources.iter().any(|source| is_pipe(source));
+    check(&args.sources, from_pipe, &place)?;
     runtime()?.block_on(async {
-        let total = args.sources.iter().map(|source| bytes_below(source)).sum();
         let open = Open::volume(&place, &args.who, false).await?;
-        let progress = Progress::new(total, args.who.json);
+        let progress = match from_pipe {
+            true => Progress::endless(args.who.json),
+            false => {
+                let total = args.sources.iter().map(|source| bytes_below(source)).sum();
+                Progress::new(total, args.who.json)
+            }
+        };
         let interrupt = Interrupt::watch();
         let mut put = Put { open: &open, progress, interrupt, copied: Copied::default() };
-        let done = put.all(&args.sources, &place).await;
+        let done = match from_pipe {
+            true => put.input(&place).await,
+            false => put.all(&args.sources, &place).await,
+        };
         put.progress.committing();
         let Put { copied, progress, .. } = put;
         let done = open.finish(done).await;
@@ -56,6 +65,29 @@ pub fn put(args: PutArgs) -> Result<ExitCode, CliError> {
         copied.say(args.who.json, "put");
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Mistakes in the sources come before anything is opened.
+fn check(sources: &[PathBuf], from_pipe: bool, place: &Place) -> Result<(), CliError> {
+    let usage = |text: String| Err(CliError::Usage(text));
+    if from_pipe && sources.len() > 1 {
+        return usage(
+            "- is standard input, and is put alone; a file of that name is ./-".to_owned(),
+        );
+    }
+    if from_pipe && place.is_dir {
+        return usage(no_name(place));
+    }
+    for source in sources.iter().filter(|_| !from_pipe) {
+        source.symlink_metadata().map_err(|why| CliError::Io(source.clone(), why))?;
+    }
+    Ok(())
+}
+
+fn no_name(place: &Place) -> String {
+    let dir = place.to_string();
+    let file = below(&dir, b"NAME");
+    format!("{dir} is a directory, and standard input has no name; give one: mictlan put - {file}")
 }
 
 /// What there is to move. What cannot be read is reported when it is copied.
@@ -85,7 +117,61 @@ struct Step {
     to: String,
 }
 
+/// Where the bytes of one file come from.
+enum Content<'a> {
+    File(File, &'a Metadata),
+    Pipe(mpsc::Receiver<io::Result<Bytes>>),
+}
+
+impl Content<'_> {
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        match self {
+            Self::File(file, _) => {
+                let mut block = vec![0; BLOCK_BYTES];
+                let n = file.read(&mut block)?;
+                block.truncate(n);
+                Ok((n > 0).then(|| block.into()))
+            }
+            Self::Pipe(blocks) => blocks.recv().await.transpose(),
+        }
+    }
+
+    fn make(&self) -> Make {
+        match self {
+            Self::File(_, meta) => make(FileKind::File, meta.mode(), Vec::new()),
+            // As a shell makes it that writes a pipe to a file.
+            Self::Pipe(_) => Make { umask: umask(), ..make(FileKind::File, 0o666, Vec::new()) },
+        }
+    }
+}
+
 impl Put<'_> {
+    /// Standard input, to its end, under the name of `place`.
+    async fn input(&mut self, place: &Place) -> Result<(), CliError> {
+        let there = self.open.find(&place.path).await.map_err(at(place))?;
+        if there.is_some_and(|attr| attr.inode.kind == FileKind::Dir) {
+            return Err(CliError::Usage(no_name(place)));
+        }
+        let from = pipe::input_name();
+        let (parent, name) = place.split().expect("the root was refused");
+        let step = self.named(from, parent, name, place).await?;
+        self.file(&step, Content::Pipe(pipe::input())).await
+    }
+
+    /// The step that gives `from` the name of `place`.
+    async fn named(
+        &self,
+        from: PathBuf,
+        parent: &[Name],
+        name: &Name,
+        place: &Place,
+    ) -> Result<Step, CliError> {
+        let parent = self.open.find(parent).await.map_err(at(place))?;
+        let dir = parent.ok_or_else(|| at(place)(FsError::NotFound))?.ino;
+        Ok(Step { from, dir, name: name.clone(), to: place.to_string() })
+    }
+
     async fn all(&mut self, sources: &[PathBuf], place: &Place) -> Result<(), CliError> {
         let there = self.open.find(&place.path).await.map_err(at(place))?;
         let dir = there.filter(|attr| attr.inode.kind == FileKind::Dir);
@@ -101,11 +187,7 @@ impl Put<'_> {
                     Step { from: source.clone(), dir: dir.ino, name, to }
                 }
                 (None, Some((parent, name))) => {
-                    let parent = self.open.find(parent).await.map_err(at(place))?;
-                    let missing = || at(place)(FsError::NotFound);
-                    let dir = parent.ok_or_else(missing)?.ino;
-                    let (name, to) = (name.clone(), place.to_string());
-                    Step { from: source.clone(), dir, name, to }
+                    self.named(source.clone(), parent, name, place).await?
                 }
                 (None, None) => unreachable!("the root is a directory"),
             };
@@ -135,7 +217,8 @@ impl Put<'_> {
             } else if meta.is_symlink() {
                 self.link(&step).await?;
             } else if meta.is_file() {
-                self.file(&step, &meta).await?;
+                let from = File::open(&step.from).map_err(failed)?;
+                self.file(&step, Content::File(from, &meta)).await?;
             } else {
                 self.copied.skipped.push(step.from.display().to_string());
             }
@@ -178,18 +261,16 @@ impl Put<'_> {
         Ok(())
     }
 
-    async fn file(&mut self, step: &Step, meta: &Metadata) -> Result<(), CliError> {
+    async fn file(&mut self, step: &Step, mut from: Content<'_>) -> Result<(), CliError> {
         self.progress.now_at(&step.to);
-        let from = File::open(&step.from).map_err(|why| CliError::Io(step.from.clone(), why))?;
         let (volume, who) = (self.open.volume.clone(), self.open.who);
         let beside = beside();
         let how = OpenHow { write: true, ..OpenHow::default() };
-        let made = make(FileKind::File, meta.mode(), Vec::new());
-        let created = volume.clone().create(who, step.dir, beside.clone(), made, how, true);
+        let created = volume.clone().create(who, step.dir, beside.clone(), from.make(), how, true);
         let (attr, _, opened) = created.await.map_err(at(&step.to))?;
         let (ino, handle) = (attr.ino, opened.handle);
-        let mut done = self.bytes(step, from, ino, handle).await;
-        if done.is_ok() {
+        let mut done = self.bytes(step, &mut from, ino, handle).await;
+        if let (Ok(()), Content::File(_, meta)) = (&done, &from) {
             done = self.attributes(ino, meta).await.map_err(at(&step.to));
         }
         if done.is_ok() {
@@ -210,20 +291,16 @@ impl Put<'_> {
     async fn bytes(
         &mut self,
         step: &Step,
-        mut from: File,
+        from: &mut Content<'_>,
         ino: Ino,
         handle: u64,
     ) -> Result<(), CliError> {
         let mut offset = 0;
         loop {
-            self.interrupt.check()?;
-            let mut block = vec![0; BLOCK_BYTES];
-            let n = from.read(&mut block).map_err(|why| CliError::Io(step.from.clone(), why))?;
-            if n == 0 {
-                return Ok(());
-            }
-            block.truncate(n);
-            let data = Bytes::from(block);
+            let next = self.interrupt.unless(from.next()).await?;
+            let next = next.map_err(|why| CliError::Io(step.from.clone(), why))?;
+            let Some(data) = next else { return Ok(()) };
+            let n = data.len();
             let write = WriteAt { offset, append: false, kill_privileges: false, data };
             let written = self.open.volume.clone().write(self.open.who, ino, handle, write).await;
             written.map_err(at(&step.to))?;
@@ -263,6 +340,13 @@ impl Put<'_> {
 
 fn make(kind: FileKind, mode: u32, target: Vec<u8>) -> Make {
     Make { kind, mode: mode & MODE_MASK, umask: 0, rdev: 0, target: target.into() }
+}
+
+/// Of this process; it can be read only by setting it.
+fn umask() -> u32 {
+    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    rustix::process::umask(mask);
+    mask.as_raw_mode()
 }
 
 /// A name that nobody else makes, for what is not whole yet.
