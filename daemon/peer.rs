@@ -221,6 +221,14 @@ impl Peer {
         })
     }
 
+    /// How long a reply with this chunk will be; 0 when it is not here.
+    pub fn stored_bytes(&self, caller: Caller, chunk: ChunkId) -> Result<usize, Failure> {
+        self.allow(caller, |who| who.reads || who.peer.is_some())?;
+        let held = self.store()?.held(chunk);
+        let held = held.map_err(|why| Failure::StoreFailed(why.to_string()))?;
+        Ok(held.map_or(0, |held| held.len as usize))
+    }
+
     /// Bytes of the stored chunk with the path from them to its address (`seal::range`).
     pub async fn get_range(
         &self,

@@ -28,8 +28,17 @@ pub struct Limits {
     pub stranger: Duration,
     /// The longest pause within a request's body.
     pub body_pause: Duration,
-    /// Bytes of request bodies that are held at a time, over all connections.
+    /// Bytes of bodies that are held at a time, over all connections: of arriving chunks.
     pub inbound_bytes_max: usize,
+    /// Of members' messages, of those between voters, of strangers' joins, and of replies: chunks,
+    /// and pages of the log.
+    pub message_bytes_max: usize,
+    pub voter_bytes_max: usize,
+    pub stranger_bytes_max: usize,
+    pub reply_bytes_max: usize,
+    pub page_bytes_max: usize,
+    /// How long a request waits for its share of them.
+    pub budget_wait: Duration,
 }
 
 impl Limits {
@@ -45,6 +54,13 @@ impl Limits {
             stranger: Duration::from_secs(20),
             body_pause: Duration::from_secs(15),
             inbound_bytes_max: 128 << 20,
+            message_bytes_max: 32 << 20,
+            // Two of the largest, so that a snapshot on its way keeps no entry from coming in.
+            voter_bytes_max: 64 << 20,
+            stranger_bytes_max: 2 << 20,
+            reply_bytes_max: 128 << 20,
+            page_bytes_max: 64 << 20,
+            budget_wait: Duration::from_secs(10),
         }
     }
 

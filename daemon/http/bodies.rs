@@ -4,24 +4,40 @@
 //! Invariant: what is held for a body was taken from the port's budget before its first byte was
 //! read, and is given back when the request ends.
 
+use crate::http::budget::{Budget, Share};
 use crate::http::routes::{App, Refusal};
 use crate::store::{Arriving, Checked};
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use mictlan::id::ChunkId;
 use mictlan::wire::Failure;
 use mictlan::wire::chunks::{BATCH_BYTES_MAX, BATCH_CHUNKS_MAX, CHUNK_BYTES_MAX, Unbatch};
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
-
-/// How long a request waits for its share of the budget.
-const BUDGET_DEADLINE: Duration = Duration::from_secs(10);
+/// For a whole message: nobody waits longer for its answer.
+const MESSAGE_DEADLINE: Duration = crate::link::CHUNKS_DEADLINE;
 /// Framing beside a full batch.
 const FRAMING_BYTES_MAX: usize = BATCH_CHUNKS_MAX * 4;
 
-/// A message's body, of at most `max` bytes.
-pub async fn whole(app: &App, body: Body, max: usize) -> Result<Bytes, Refusal> {
+/// A message's body, of at most `max` bytes. The share is held as long as anything of it is.
+pub async fn whole(
+    app: &App,
+    budget: &Budget,
+    body: Body,
+    max: usize,
+) -> Result<(Bytes, Share), Refusal> {
+    // Who does not say how long it is may send all that may come.
+    let length = body.size_hint().exact().map_or(max, |exact| exact as usize);
+    let held = share(budget, length, max).await?;
+    match tokio::time::timeout(MESSAGE_DEADLINE, small(app, body, max)).await {
+        Ok(bytes) => Ok((bytes?, held)),
+        Err(_) => Err(Failure::DeadlinePassed.into()),
+    }
+}
+
+/// The same where nothing may have to wait: what is so small is bounded by the number of
+/// connections.
+pub async fn small(app: &App, body: Body, max: usize) -> Result<Bytes, Refusal> {
     let mut out = BytesMut::new();
     let mut pieces = body.into_data_stream();
     while let Some(piece) = next(app, &mut pieces).await? {
@@ -33,12 +49,8 @@ pub async fn whole(app: &App, body: Body, max: usize) -> Result<Bytes, Refusal> 
     Ok(out.freeze())
 }
 
-pub async fn batch(
-    app: &App,
-    length: usize,
-    body: Body,
-) -> Result<(Vec<Bytes>, OwnedSemaphorePermit), Refusal> {
-    let held = budget(app, length, BATCH_BYTES_MAX + FRAMING_BYTES_MAX).await?;
+pub async fn batch(app: &App, length: usize, body: Body) -> Result<(Vec<Bytes>, Share), Refusal> {
+    let held = share(&app.budgets.chunks, length, BATCH_BYTES_MAX + FRAMING_BYTES_MAX).await?;
     let malformed = |why: mictlan::wire::chunks::BatchError| Failure::Malformed(why.to_string());
     let mut unbatch = Unbatch::default();
     let mut pieces = body.into_data_stream();
@@ -53,8 +65,8 @@ pub async fn chunk(
     chunk: ChunkId,
     length: usize,
     body: Body,
-) -> Result<(Checked, OwnedSemaphorePermit), Refusal> {
-    let held = budget(app, length, CHUNK_BYTES_MAX).await?;
+) -> Result<(Checked, Share), Refusal> {
+    let held = share(&app.budgets.chunks, length, CHUNK_BYTES_MAX).await?;
     let refused = |why: crate::store::WriteError| crate::peer::write_failure(why);
     let mut arriving = Arriving::new(chunk, length);
     let mut pieces = body.into_data_stream();
@@ -64,17 +76,11 @@ pub async fn chunk(
     Ok((arriving.finish().map_err(refused)?, held))
 }
 
-async fn budget(app: &App, length: usize, max: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+async fn share(budget: &Budget, length: usize, max: usize) -> Result<Share, Refusal> {
     if length > max {
         return Err(Failure::Malformed(format!("a body of {length} bytes, above {max}")).into());
     }
-    let share = length.div_ceil(1024) as u32;
-    let permit = app.inbound.clone().acquire_many_owned(share);
-    match tokio::time::timeout(BUDGET_DEADLINE, permit).await {
-        Ok(Ok(permit)) => Ok(permit),
-        // The semaphore is never closed, so this is the deadline.
-        _ => Err(Failure::Busy("too many chunks are arriving at once".to_owned()).into()),
-    }
+    Ok(budget.take(length).await?)
 }
 
 /// The next piece; a sender that pauses too long is one that has gone.

@@ -5,7 +5,9 @@
 
 pub mod admission;
 mod bodies;
+mod budget;
 pub mod client;
+mod patience;
 mod routes;
 pub mod server;
 pub mod tls;

@@ -7,6 +7,8 @@
 
 use crate::http::admission::Limits;
 use crate::http::bodies;
+use crate::http::budget::{Budget, Budgets, Share};
+use crate::http::client::RAFT_BYTES_MAX;
 use crate::http::unix::{Door, Hello, Proof};
 use crate::peer::{Caller, Peer, RaftCall};
 use axum::Router;
@@ -24,7 +26,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ops::Range;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 const JOIN: &str = "/api/v4/join";
@@ -33,6 +34,11 @@ const PROVE: &str = "/api/v4/prove";
 /// What an unknown key may send: an `id.principal` record.
 const JOIN_BYTES_MAX: usize = 32 << 10;
 
+/// A heartbeat or a vote between voters.
+const URGENT_BYTES_MAX: usize = 16 << 10;
+/// A reply of at most this is bounded by the number of connections, and never refused for room.
+const SHORT_BYTES_MAX: usize = 64 << 10;
+
 /// What every request sees. Cheap to clone.
 #[derive(Clone)]
 pub struct App {
@@ -40,14 +46,13 @@ pub struct App {
     /// On the Unix socket: where proofs become tokens.
     pub door: Option<Arc<Door>>,
     pub limits: Limits,
-    /// KiB of bodies that may be held at a time.
-    pub inbound: Arc<Semaphore>,
+    pub budgets: Arc<Budgets>,
 }
 
 impl App {
     pub fn new(peer: Arc<Peer>, door: Option<Arc<Door>>, limits: Limits) -> Self {
-        let inbound = Arc::new(Semaphore::new(limits.inbound_bytes_max / 1024));
-        Self { peer, door, limits, inbound }
+        let budgets = Arc::new(Budgets::new(&limits));
+        Self { peer, door, limits, budgets }
     }
 }
 
@@ -154,9 +159,26 @@ fn malformed(why: impl ToString) -> Refusal {
     Refusal(Failure::Malformed(why.to_string()))
 }
 
-async fn read<T: DeserializeOwned>(app: &App, body: Body, max: usize) -> Result<T, Refusal> {
-    let bytes = bodies::whole(app, body, max).await?;
-    wire::decode(&bytes).map_err(malformed)
+/// A member's message, and what it holds until it is answered.
+async fn read<T: DeserializeOwned>(app: &App, body: Body) -> Result<(T, Share), Refusal> {
+    let (bytes, held) = bodies::whole(app, &app.budgets.messages, body, MESSAGE_BYTES_MAX).await?;
+    Ok((wire::decode(&bytes).map_err(malformed)?, held))
+}
+
+/// A message of someone who is nobody yet.
+async fn knock<T: DeserializeOwned>(app: &App, body: Body) -> Result<(T, Share), Refusal> {
+    let (bytes, held) = bodies::whole(app, &app.budgets.strangers, body, JOIN_BYTES_MAX).await?;
+    Ok((wire::decode(&bytes).map_err(malformed)?, held))
+}
+
+/// A reply that may be long: then it counts until its reader has it.
+fn long(budget: &Budget, bytes: Option<Bytes>) -> Reply {
+    match bytes {
+        Some(bytes) if bytes.len() > SHORT_BYTES_MAX => {
+            found(Some(budget.take_now(bytes.len())?.keep(bytes)))
+        }
+        short => found(short),
+    }
 }
 
 fn address(text: &str) -> Result<ChunkId, Refusal> {
@@ -188,7 +210,7 @@ async fn put_one(
 }
 
 async fn have(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let chunks = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    let (chunks, _held) = read(&app, body).await?;
     message(app.peer.have(caller, chunks).await?)
 }
 
@@ -199,8 +221,10 @@ async fn chunk(
     Path(text): Path<String>,
     headers: HeaderMap,
 ) -> Reply {
-    let bytes = app.peer.get(caller, address(&text)?).await?;
-    part(bytes, range(&headers)?)
+    let (chunk, range) = (address(&text)?, range(&headers)?);
+    let held = app.budgets.replies.take(app.peer.stored_bytes(caller, chunk)?).await?;
+    let bytes = app.peer.get(caller, chunk).await?;
+    part(bytes.map(|bytes| held.keep(bytes)), range)
 }
 
 async fn proof(
@@ -208,32 +232,36 @@ async fn proof(
     Extension(caller): Who,
     Path((text, from, to)): Path<(String, u64, u64)>,
 ) -> Reply {
-    found(app.peer.get_range(caller, address(&text)?, from..to).await?)
+    let chunk = address(&text)?;
+    let held = app.budgets.replies.take(app.peer.stored_bytes(caller, chunk)?).await?;
+    let proof = app.peer.get_range(caller, chunk, from..to).await?;
+    found(proof.map(|proof| held.keep(proof)))
 }
 
 async fn append(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let append = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    let (append, _held) = read(&app, body).await?;
     message(app.peer.append(caller, append).await?)
 }
 
 async fn open_session(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let open = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    let (open, _held) = read(&app, body).await?;
     message(app.peer.open_session(caller, open).await?)
 }
 
 async fn close_session(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let close = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    let (close, _held) = read(&app, body).await?;
     message(app.peer.close_session(caller, close).await?)
 }
 
 async fn heartbeat(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let heartbeat = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    let (heartbeat, _held) = read(&app, body).await?;
     message(app.peer.heartbeat(caller, heartbeat).await?)
 }
 
 async fn follow(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let follow = read(&app, body, MESSAGE_BYTES_MAX).await?;
-    message(app.peer.follow(caller, follow).await?)
+    let (follow, _held) = read(&app, body).await?;
+    let page = app.peer.follow(caller, follow).await?;
+    long(&app.budgets.pages, Some(wire::encode(&page).into()))
 }
 
 async fn head(State(app): State<App>, Extension(caller): Who) -> Reply {
@@ -241,7 +269,7 @@ async fn head(State(app): State<App>, Extension(caller): Who) -> Reply {
 }
 
 async fn read_position(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let barrier = read(&app, body, MESSAGE_BYTES_MAX).await?;
+    let (barrier, _held) = read(&app, body).await?;
     message(app.peer.read_position(caller, barrier).await?)
 }
 
@@ -251,12 +279,14 @@ async fn ledger_file(
     Path(path): Path<String>,
     headers: HeaderMap,
 ) -> Reply {
-    found(app.peer.ledger_file(caller, path, range(&headers)?).await?)
+    let file = app.peer.ledger_file(caller, path, range(&headers)?).await?;
+    long(&app.budgets.pages, file)
 }
 
 async fn query(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let query = read(&app, body, MESSAGE_BYTES_MAX).await?;
-    message(app.peer.query(caller, query).await?)
+    let (query, _held) = read(&app, body).await?;
+    let answer = app.peer.query(caller, query).await?;
+    long(&app.budgets.pages, Some(wire::encode(&answer).into()))
 }
 
 async fn status(State(app): State<App>, Extension(caller): Who) -> Reply {
@@ -272,8 +302,19 @@ async fn raft(
     let call = RaftCall::ALL.into_iter().find(|known| known.path() == call);
     let call = call.ok_or_else(|| malformed("no such message between voters"))?;
     app.peer.may_vote(caller)?;
-    let body = bodies::whole(&app, body, crate::http::client::RAFT_BYTES_MAX).await?;
-    found(Some(app.peer.raft(caller, call, body).await?))
+    let (body, _held) = match call {
+        // A term is lost if these wait behind entries.
+        RaftCall::Heartbeat | RaftCall::Vote => {
+            (bodies::small(&app, body, URGENT_BYTES_MAX).await?, None)
+        }
+        _ => {
+            let budget = &app.budgets.voters;
+            let (body, held) = bodies::whole(&app, budget, body, RAFT_BYTES_MAX).await?;
+            (body, Some(held))
+        }
+    };
+    let reply = app.peer.raft(caller, call, body).await?;
+    long(&app.budgets.voters, Some(reply))
 }
 
 async fn welcome(State(app): State<App>) -> Reply {
@@ -281,19 +322,19 @@ async fn welcome(State(app): State<App>) -> Reply {
 }
 
 async fn join(State(app): State<App>, Extension(caller): Who, body: Body) -> Reply {
-    let join = read(&app, body, JOIN_BYTES_MAX).await?;
+    let (join, _held) = knock(&app, body).await?;
     message(app.peer.join(caller, join).await?)
 }
 
 async fn hello(State(app): State<App>, body: Body) -> Reply {
     let door = app.door.clone().ok_or(Failure::NotAllowed)?;
-    let hello: Hello = read(&app, body, JOIN_BYTES_MAX).await?;
+    let (hello, _held): (Hello, Share) = knock(&app, body).await?;
     message(door.challenge(hello).map_err(|why| Failure::Busy(why.to_string()))?)
 }
 
 async fn prove(State(app): State<App>, body: Body) -> Reply {
     let door = app.door.clone().ok_or(Failure::NotAllowed)?;
-    let proof: Proof = read(&app, body, JOIN_BYTES_MAX).await?;
+    let (proof, _held): (Proof, Share) = knock(&app, body).await?;
     let token = door.admit(&proof).map_err(|why| Failure::Busy(why.to_string()))?;
     message(token.ok_or(Failure::NotAllowed)?)
 }

@@ -5,6 +5,7 @@
 //! Invariant: whatever comes in, each connection has an end, and their number a limit.
 
 use crate::http::admission::{Limits, Place, Waiting};
+use crate::http::patience::Patient;
 use crate::http::routes::{self, App};
 use crate::http::tls::{self, TlsError};
 use crate::http::unix::Door;
@@ -259,7 +260,7 @@ async fn serve(
         .timer(TokioTimer::new())
         .header_read_timeout(port.limits.header)
         .max_buf_size(READ_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Patient::new(stream, port.limits.body_pause)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,

@@ -2,6 +2,7 @@
 //!
 //! Owns: the fixture: a peer whose ledger is a script, its listening socket, and raw connections.
 
+mod bodies;
 mod calls;
 mod joining;
 mod strangers;
