@@ -97,11 +97,12 @@ pub struct Author<'a> {
 impl Author<'_> {
     pub async fn append(&self, body: Body) -> Result<Outcome, FoundingError> {
         let kind = body.kind();
-        let p = Proposal::new(self.actor.clone(), host::ulid(), body).encode()?;
-        let sig = self.principal.sign(&record_message(&self.origin, &p));
-        let append = Submission { p, sig, commit: None }.into();
-        let outcome = self.network.append(&append, DEADLINE).await?;
-        match outcome {
+        let sign = |req| -> Result<_, FoundingError> {
+            let p = Proposal::new(self.actor.clone(), req, body.clone()).encode()?;
+            let sig = self.principal.sign(&record_message(&self.origin, &p));
+            Ok(Submission { p, sig, commit: None }.into())
+        };
+        match self.network.order(DEADLINE, sign).await? {
             Outcome::Refused(why) => Err(FoundingError::Refused { kind, why: why.to_string() }),
             outcome => Ok(outcome),
         }

@@ -4,12 +4,19 @@
 
 use mictlan::id::{Label, TimeMs};
 use mictlan::ledger::record::Ulid;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The time of day.
 pub fn now() -> TimeMs {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     TimeMs(since.as_millis() as u64)
+}
+
+/// Time since the machine started, its sleep included. Nobody sets it, so it is what ages and terms
+/// are measured by.
+pub fn since_start() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 /// Fresh random bytes.
@@ -22,9 +29,14 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A name for a request, of now.
+/// A name for a request, of now by this machine's clock.
 pub fn ulid() -> Ulid {
-    Ulid::new(now(), random())
+    ulid_at(now())
+}
+
+/// A name for a request, of a time.
+pub fn ulid_at(time: TimeMs) -> Ulid {
+    Ulid::new(time, random())
 }
 
 /// A request's name from the bytes of `ulid_bytes`.
@@ -38,8 +50,12 @@ pub fn ulid_of(bytes: [u8; 16]) -> Ulid {
 
 /// The same as bytes, for the calls that are not records.
 pub fn ulid_bytes() -> [u8; 16] {
+    ulid_bytes_at(now())
+}
+
+pub fn ulid_bytes_at(time: TimeMs) -> [u8; 16] {
     let mut bytes = [0; 16];
-    bytes[..6].copy_from_slice(&now().0.to_be_bytes()[2..]);
+    bytes[..6].copy_from_slice(&time.0.to_be_bytes()[2..]);
     bytes[6..].copy_from_slice(&random::<10>());
     bytes
 }

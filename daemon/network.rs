@@ -1,15 +1,21 @@
 //! The peers of one network, as a mount or a command calls them.
 //!
-//! Owns: the links, which voter leads, and going on to the next peer when one does not answer.
+//! Owns: the links, which voter leads, going on to the next peer when one does not answer, and the
+//! ledger's time, by which requests are named.
 //! Never: repeats a call that was refused. What may have happened is repeated only where the
 //! sequencer answers a repetition like the first (records, commits, sessions: each has a `req`).
 
+use crate::host;
 use crate::link::{Link, LinkError, Trouble};
-use mictlan::id::{PeerId, Position};
-use mictlan::wire::{Answer, Append, Barrier, Failure, Outcome, PeerInfo, Query};
+use mictlan::cluster::refusal::Refusal;
+use mictlan::id::{PeerId, Position, TimeMs, VolumeId};
+use mictlan::ledger::record::{Ulid, time};
+use mictlan::wire::{
+    Answer, Append, Barrier, Failure, OpenSession, Outcome, PeerInfo, Query, SessionOpened,
+};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -27,6 +33,8 @@ pub struct Network {
     peers: RwLock<Arc<Vec<Known>>>,
     /// The voter that led when last heard of; 0 while unknown.
     leader: AtomicU64,
+    /// The ledger's time when it was last said, and this machine's `since_start` at that moment.
+    told: Mutex<Option<(TimeMs, Duration)>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +49,30 @@ pub enum CallError {
 
 impl Network {
     pub fn new(peers: Vec<Known>) -> Self {
-        Self { peers: RwLock::new(Arc::new(peers)), leader: AtomicU64::new(0) }
+        let (leader, told) = Default::default();
+        Self { peers: RwLock::new(Arc::new(peers)), leader, told }
+    }
+
+    /// The ledger's time as far as it is known here. Its leader's clock may differ from ours, and
+    /// it never goes back when clocks do; until a voter said otherwise it is our own clock's.
+    pub fn time(&self) -> TimeMs {
+        match *self.told.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((told, at)) => {
+                let since = host::since_start().saturating_sub(at);
+                TimeMs(told.0.saturating_add(since.as_millis() as u64).min(time::LAST.0))
+            }
+            None => host::now(),
+        }
+    }
+
+    /// A fresh name for a request, of the ledger's time.
+    pub fn request_name(&self) -> Ulid {
+        host::ulid_at(self.time())
+    }
+
+    fn tell(&self, now: TimeMs) {
+        let told = Some((now, host::since_start()));
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
     }
 
     pub fn peers(&self) -> Arc<Vec<Known>> {
@@ -66,8 +97,20 @@ impl Network {
     where
         F: Future<Output = Result<T, LinkError>>,
     {
+        self.first_word(deadline, call).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with whether it is certain that no try before the answered one had an effect.
+    async fn first_word<T, F>(
+        &self,
+        deadline: Duration,
+        call: impl Fn(Link) -> F,
+    ) -> Result<(T, bool), CallError>
+    where
+        F: Future<Output = Result<T, LinkError>>,
+    {
         let started = Instant::now();
-        let mut last = None;
+        let (mut last, mut first) = (None, true);
         loop {
             let voters = self.voters_leader_first();
             if voters.is_empty() {
@@ -79,11 +122,14 @@ impl Network {
                 match answer {
                     Ok(Ok(answer)) => {
                         self.leader.store(known.info.id.0, Ordering::Relaxed);
-                        return Ok(answer);
+                        return Ok((answer, first));
                     }
                     Ok(Err(LinkError::Refused { why, .. })) => return Err(CallError::Refused(why)),
-                    Ok(Err(error)) => last = Some(self.learn(error)),
-                    Err(_) => {}
+                    Ok(Err(error)) => {
+                        first &= had_no_effect(&error);
+                        last = Some(self.learn(error));
+                    }
+                    Err(_) => first = false,
                 }
                 if started.elapsed() >= deadline {
                     let last = last.unwrap_or_else(|| "nothing".to_owned());
@@ -115,11 +161,73 @@ impl Network {
     /// Has a submission ordered. The same one again gets the first answer, so what is not known to
     /// have happened is simply asked again.
     pub async fn append(&self, append: &Append, deadline: Duration) -> Result<Outcome, CallError> {
-        self.voter(deadline, |link| {
+        self.append_told(append, deadline).await.map(|(outcome, _)| outcome)
+    }
+
+    async fn append_told(
+        &self,
+        append: &Append,
+        deadline: Duration,
+    ) -> Result<(Outcome, bool), CallError> {
+        let answer = self.first_word(deadline, |link| {
             let append = append.clone();
             async move { link.append(append).await }
-        })
-        .await
+        });
+        let (outcome, first) = answer.await?;
+        if let Outcome::Refused(Refusal::ReqTooOld { now }) = outcome {
+            self.tell(now);
+        }
+        Ok((outcome, first))
+    }
+
+    /// Has what `sign` makes of a request's name ordered. A name that is too far from the ledger's
+    /// time, because some clock was set, is replaced once, if nothing can have come of it.
+    pub async fn order<E: From<CallError>>(
+        &self,
+        deadline: Duration,
+        sign: impl Fn(Ulid) -> Result<Append, E>,
+    ) -> Result<Outcome, E> {
+        let named = sign(self.request_name())?;
+        match self.append_told(&named, deadline).await? {
+            (Outcome::Refused(Refusal::ReqTooOld { .. }), true) => {
+                let again = sign(self.request_name())?;
+                Ok(self.append(&again, deadline).await?)
+            }
+            (outcome, _) => Ok(outcome),
+        }
+    }
+
+    /// Opens a session, under a name that is replaced like that of a record: a session that is
+    /// opened twice is one too many, and does no harm.
+    pub async fn open_session(
+        &self,
+        volume: VolumeId,
+        deadline: Duration,
+    ) -> Result<SessionOpened, CallError> {
+        let open = || {
+            let req = host::ulid_bytes_at(self.time());
+            let open = OpenSession { volume, req, read_only: false };
+            self.voter(deadline, move |link| {
+                let open = open.clone();
+                async move { link.open_session(open).await }
+            })
+        };
+        match open().await {
+            Err(CallError::Refused(Failure::Refused(Refusal::ReqTooOld { now }))) => {
+                self.tell(now);
+                open().await
+            }
+            opened => opened,
+        }
+    }
+
+    /// Asks for the ledger's time, for what is decided by it later.
+    pub async fn ask_time(&self, deadline: Duration) -> Result<TimeMs, CallError> {
+        // Only the leader answers this; then it is the one that the next question goes to.
+        self.read_position(&Barrier::default(), deadline).await?;
+        let said = self.voter(deadline, |link| async move { link.status().await }).await?;
+        self.tell(said.head.map_or(said.now, |head| said.now.max(head.t)));
+        Ok(self.time())
     }
 
     pub async fn query(&self, query: Query, deadline: Duration) -> Result<Answer, CallError> {
@@ -141,5 +249,16 @@ impl Network {
             async move { link.read_position(barrier).await }
         })
         .await
+    }
+}
+
+/// Whether a try that failed so can have done nothing.
+fn had_no_effect(error: &LinkError) -> bool {
+    match error {
+        LinkError::FailedHere { why, .. } => matches!(
+            why,
+            Trouble::NotReached(_) | Trouble::Said(Failure::NotLeader { .. } | Failure::Busy(_))
+        ),
+        LinkError::Refused { .. } | LinkError::Unknown { .. } => false,
     }
 }

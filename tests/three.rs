@@ -127,10 +127,16 @@ impl Default for Three {
 
 impl Three {
     pub fn start() -> Self {
+        Self::prepared(|_| {})
+    }
+
+    /// `prepare` makes each peer's home ready before anything is started in it.
+    pub fn prepared(prepare: impl Fn(&Home)) -> Self {
         let names = ["a", "b", "c"];
         let listen = addresses(names.len());
         let peers: Vec<Peer> =
             listen.into_iter().zip(names).map(|(at, name)| Peer::new(at, name)).collect();
+        peers.iter().for_each(|peer| prepare(&peer.home));
         let founder = &peers[0];
         founder.home.ok(&["init", "net", "--listen", &founder.listen]);
         founder.serve();

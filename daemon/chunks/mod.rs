@@ -13,7 +13,7 @@ mod sender;
 mod watch;
 
 pub use get::GetError;
-pub use put::{Charges, Put, PutError, until};
+pub use put::{Charges, Put, PutError, asked_now, until};
 pub use watch::Said;
 
 use crate::network::Network;

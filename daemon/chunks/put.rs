@@ -37,7 +37,7 @@ pub struct Put {
 
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// The oldest stamp of the receipts that make it durable.
+    /// When the oldest of the receipts that make it durable was asked for (`asked_now`).
     durable: Option<TimeMs>,
     trouble: Option<Trouble>,
 }
@@ -68,7 +68,7 @@ fn epoch(sealed: &Sealed) -> Epoch {
 }
 
 impl Put {
-    /// Waits until enough peers have it on disk: the oldest stamp among their receipts.
+    /// Waits until enough peers have it on disk: when the oldest of their receipts was asked for.
     pub async fn durable(&self) -> Result<TimeMs, PutError> {
         let mut state = self.state.clone();
         let done = state.wait_for(|state| state.durable.is_some()).await;
@@ -187,9 +187,9 @@ impl Chunks {
             let tick = tick.map(|time| self.at(time));
             let event = tokio::select! {
                 Some((peer, answer)) = sends.next(), if !sends.is_empty() => match answer {
-                    Ok(stamp) => {
+                    Ok(asked) => {
                         lock(&self.silent).remove(&peer);
-                        Event::Stored { peer, stamp }
+                        Event::Stored { peer, asked }
                     }
                     Err(why) => Event::Failed { peer, why },
                 },
@@ -212,8 +212,9 @@ impl Chunks {
     }
 
     async fn send(&self, peer: PeerId, bytes: Bytes) -> (PeerId, Result<TimeMs, Failure>) {
+        let asked = asked_now();
         match self.sender(peer) {
-            Some(sender) => (peer, sender.send(bytes).await),
+            Some(sender) => (peer, sender.send(bytes).await.map(|()| asked)),
             None => (peer, Err(Failure::Unreachable)),
         }
     }
@@ -231,6 +232,12 @@ impl Chunks {
         let give_up_at = TimeMs(self.now().0 + TRY_MS);
         Some(Plan { order, own: placement.own.clone(), copies, need, give_up_at })
     }
+}
+
+/// When something is asked for, in milliseconds of `since_start`. Stamps are by the stores' clocks,
+/// which may be wrong: a receipt is as old as the question, so never taken for younger than it is.
+pub fn asked_now() -> TimeMs {
+    TimeMs(crate::host::since_start().as_millis() as u64)
 }
 
 fn gave_up(stored: &[PeerId], need: usize, failed: &[(PeerId, Failure)]) -> String {

@@ -6,7 +6,6 @@
 use crate::link::{Link, LinkError, Trouble};
 use bytes::Bytes;
 use mictlan::cluster::put::Failure;
-use mictlan::id::TimeMs;
 use mictlan::wire::{self, Failure as Said};
 use std::sync::{Arc, Weak};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -36,8 +35,8 @@ impl Sender {
         Self(queue)
     }
 
-    /// The stamp of the peer's receipt.
-    pub async fn send(&self, bytes: Bytes) -> Result<TimeMs, Failure> {
+    /// Waits for the peer's receipt.
+    pub async fn send(&self, bytes: Bytes) -> Result<(), Failure> {
         let (done, answer) = oneshot::channel();
         let bytes = Arc::new(bytes);
         if self.0.send(Job { bytes: Arc::downgrade(&bytes), done }).is_err() {
@@ -49,7 +48,7 @@ impl Sender {
     }
 }
 
-type Answer = oneshot::Sender<Result<TimeMs, Failure>>;
+type Answer = oneshot::Sender<Result<(), Failure>>;
 type Batch = Vec<(Bytes, Answer)>;
 
 async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
@@ -95,9 +94,9 @@ async fn send_batch(link: &Link, batch: Batch) {
     let count = chunks.len();
     match link.put(chunks).await {
         Ok(receipts) if receipts.len() == count => {
-            for (done, receipt) in waiting.into_iter().zip(receipts) {
+            for done in waiting {
                 // Whoever asked may have gone on to other peers meanwhile.
-                let _ = done.send(Ok(receipt.stamp));
+                let _ = done.send(Ok(()));
             }
         }
         Ok(receipts) => {

@@ -6,7 +6,6 @@ use super::connect::{self, label};
 use super::error::CliError;
 use super::ledger::{self, AppendArgs, VerifyArgs};
 use super::{log, runtime};
-use crate::host;
 use crate::ledger::{Ledger, fetch};
 use clap::Subcommand;
 use mictlan::id::Position;
@@ -68,7 +67,7 @@ async fn on(connected: &connect::Connected, verb: &LedgerVerb) -> Result<ExitCod
                 let append = Append::from(submission);
                 network.append(&append, DEADLINE).await
             };
-            let now = host::now();
+            let now = connected.network.ask_time(DEADLINE).await?;
             let principal = &connected.principal;
             ledger::append(args, &log, principal, now, submit, &mut out).await?;
             Ok(ExitCode::SUCCESS)

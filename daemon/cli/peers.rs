@@ -103,7 +103,9 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
                 .to_owned(),
         )
     })?;
-    let until = TimeMs(host::now().0 + args.hours * 3_600_000);
+    // The ledger decides by its own time whether the invite is still good.
+    let now = connected.network.ask_time(DEADLINE).await?;
+    let until = TimeMs(now.0 + args.hours * 3_600_000);
     let until = TimeMs(until.0 / 1000 * 1000);
     let voter = role == Role::Storage && !args.no_vote;
     let invite = Invite {

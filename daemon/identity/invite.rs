@@ -37,7 +37,7 @@ pub enum InviteError {
     Checksum,
     #[error("the invite code cannot be read: {0}")]
     Bytes(#[from] DecodeError),
-    #[error("the invite has expired; ask for another")]
+    #[error("the invite has expired; ask for another, or set this machine's clock if it is wrong")]
     Expired,
 }
 

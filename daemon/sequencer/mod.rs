@@ -115,6 +115,8 @@ pub enum LeadError {
     NotLeader { leader: Option<PeerId> },
     #[error("no majority of voters confirmed it in time")]
     Late,
+    #[error("this leader's clock is {ahead_ms} ms ahead of the other voters'; set it right")]
+    ClockAhead { ahead_ms: i64 },
     #[error("{0}")]
     Membership(String),
     #[error("the sequencer has stopped: {0}")]
@@ -226,6 +228,12 @@ impl Sequencer {
 
     /// The end of the ledger at some moment after the call, confirmed by a majority.
     pub async fn read_position(&self, within: Duration) -> Result<Position, LeadError> {
+        // Confirming is a heartbeat too, and one that gives way sends none.
+        if let Err(ProposeError::ClockAhead { ahead_ms }) =
+            propose::may_lead(&self.raft, self.me, &self.clocks)
+        {
+            return Err(LeadError::ClockAhead { ahead_ms });
+        }
         match timeout(within, self.raft.ensure_linearizable()).await {
             Ok(Ok(_)) => Ok(Position(self.applied.files.size())),
             Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to)))) => {

@@ -88,7 +88,7 @@ impl Proposer {
 
     /// Sends one group to raft; a task of its own waits for the answers.
     async fn propose(self: &Arc<Self>, group: Vec<Waiting>, permit: OwnedSemaphorePermit) {
-        if let Err(error) = self.may_propose() {
+        if let Err(error) = may_lead(&self.raft, self.me, &self.clocks) {
             group.into_iter().for_each(|w| w.reply(Err(error.clone())));
             return;
         }
@@ -120,21 +120,27 @@ impl Proposer {
             answer(waiting, outcomes);
         });
     }
+}
 
-    /// Whether this voter leads, with a clock that others agree to.
-    fn may_propose(&self) -> Result<(), ProposeError> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
-        if metrics.current_leader != Some(self.me.0) {
-            return Err(ProposeError::NotLeader { leader: metrics.current_leader.map(PeerId) });
-        }
-        let voters: Vec<PeerId> = metrics.membership_config.voter_ids().map(PeerId).collect();
-        let ahead_ms = self.clocks.ahead_ms(self.me, &voters);
-        if ahead_ms > AHEAD_MAX_MS {
-            return Err(ProposeError::ClockAhead { ahead_ms });
-        }
-        Ok(())
+/// Whether this voter leads, with a clock that others agree to. One that runs ahead gives its
+/// leadership up here, since the time of a record can never be taken back.
+pub fn may_lead(raft: &Raft, me: PeerId, clocks: &Clocks) -> Result<(), ProposeError> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow();
+    let heartbeats = |on| raft.runtime_config().heartbeat(on);
+    if metrics.current_leader != Some(me.0) {
+        heartbeats(true);
+        return Err(ProposeError::NotLeader { leader: metrics.current_leader.map(PeerId) });
     }
+    let voters: Vec<PeerId> = metrics.membership_config.voter_ids().map(PeerId).collect();
+    let ahead_ms = clocks.ahead_ms(me, &voters);
+    if ahead_ms > AHEAD_MAX_MS {
+        // The others hear nothing more of this leader, and elect one of themselves in a second.
+        heartbeats(false);
+        return Err(ProposeError::ClockAhead { ahead_ms });
+    }
+    heartbeats(true);
+    Ok(())
 }
 
 /// How many of those that wait fit into one group; at least one.

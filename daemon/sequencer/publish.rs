@@ -28,13 +28,13 @@ use mictlan::ledger::record::body::{Peer, PeerState};
 use mictlan::seal::Principal;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How often the leader looks whether the ledger grew.
 pub const GROWN_EVERY: Duration = Duration::from_millis(200);
 /// An unchanged ledger is cosigned anew, so that nobody takes a frozen view for a quiet one.
-const IDLE_EVERY_MS: u64 = 10_000;
+const IDLE_EVERY: Duration = Duration::from_secs(10);
 const COSIGN_WITHIN: Duration = Duration::from_secs(3);
 /// A voter a little behind waits for its own copy of the records that it is asked to sign.
 const APPLIED_WITHIN: Duration = Duration::from_secs(2);
@@ -75,7 +75,7 @@ pub struct Published {
     /// Names and times (Unix seconds) of the cosignatures.
     pub cosigned: Vec<(String, u64)>,
     /// When this peer learned of it.
-    pub at: TimeMs,
+    pub at: Instant,
 }
 
 /// A round that has no quorum yet.
@@ -123,7 +123,7 @@ impl Publisher {
     ) -> Result<Self, PublishError> {
         let signed = read_signed(&dir.join("cosigned"))?;
         let note = read(&dir.join("ledger/checkpoint"))?;
-        let now = clocks.now();
+        let now = Instant::now();
         let published = note.and_then(|note| {
             // It was accepted before it was written; what a disk did to it since shows here.
             let text = Note::parse(&note).ok()?.text.to_owned();
@@ -144,12 +144,9 @@ impl Publisher {
     /// Whether the leader has something to sign: a larger ledger, or an old signature.
     pub fn is_due(&self, size: u64) -> bool {
         let published = self.published.borrow();
-        let now = self.clocks.now().0;
         size > 0
             && published.as_ref().is_none_or(|p| {
-                p.size < size
-                    || now.saturating_sub(p.at.0) >= IDLE_EVERY_MS
-                    || p.cosigned.is_empty()
+                p.size < size || p.at.elapsed() >= IDLE_EVERY || p.cosigned.is_empty()
             })
     }
 
@@ -296,13 +293,13 @@ impl Publisher {
             agree(asked, ours, accepted.checkpoint.root)?;
             accepted
         };
-        let (size, root, at) = (checkpoint.size, checkpoint.root, self.clocks.now());
+        let (size, root, at) = (checkpoint.size, checkpoint.root, Instant::now());
         if self.published.borrow().as_ref().is_some_and(|p| p.size > size) {
             return Ok(()); // an older one that came late
         }
         self.applied.files.write_partial(size)?;
         durable::replace_file(&self.dir.join("ledger/checkpoint"), FILE_MODE, note)?;
-        self.keep(size, at, note)?;
+        self.keep(size, self.clocks.now(), note)?;
         let note = Bytes::copy_from_slice(note);
         self.published.send_replace(Some(Published { size, root, note, cosigned, at }));
         *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = None;

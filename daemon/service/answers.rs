@@ -144,8 +144,9 @@ impl Service {
         Ok(whole.map(cut))
     }
 
-    /// The state's time, for those who compare clocks.
+    /// The time that a record would get if this peer ordered it now.
     pub(super) fn now(&self) -> TimeMs {
-        crate::host::now()
+        let last = self.sequencer.with_state(|state| state.head().t).unwrap_or_default();
+        crate::host::now().max(last)
     }
 }

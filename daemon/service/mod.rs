@@ -209,7 +209,7 @@ impl Service {
         origin: &Origin,
         body: Body,
     ) -> Result<Submission, mictlan::ledger::record::RecordError> {
-        let p = Proposal::new(self.name.clone(), host::ulid(), body).encode()?;
+        let p = Proposal::new(self.name.clone(), host::ulid_at(self.now()), body).encode()?;
         let sig = self.identity.sign(&record_message(origin, &p));
         Ok(Submission { p, sig, commit: None })
     }

@@ -19,14 +19,13 @@ use super::journal::{Entry, Seq};
 use super::local::journal_failed;
 use super::state::{BATCH_BYTES, Batch, Mode};
 use crate::chunks::{Charges, Put};
-use crate::host;
 use crate::network::CallError;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::{CommitParts, INSIDE_MAX, Outcome, Submission};
 use mictlan::hash;
 use mictlan::id::{Position, TimeMs};
 use mictlan::ledger::record::body::{Body, ChunkRef, Commit, TagsRef};
-use mictlan::ledger::record::{Proposal, record_message};
+use mictlan::ledger::record::{Proposal, Ulid, record_message};
 use mictlan::meta::cover;
 use mictlan::meta::error::FsError;
 use mictlan::meta::payload;
@@ -235,7 +234,7 @@ impl Volume {
         Some((batch.puts.clone(), batch.inline.clone()))
     }
 
-    /// The oldest stamp among the receipts, once all are durable.
+    /// When the oldest of the receipts was asked for, once all are durable.
     pub(super) async fn wait_for(&self, puts: &[Put]) -> Result<Option<TimeMs>, FsError> {
         let mut oldest = None;
         for put in puts {
@@ -272,7 +271,7 @@ impl Volume {
         payload: Sealed,
         inline: Option<Sealed>,
         inside: bool,
-        oldest_receipt: Option<TimeMs>,
+        oldest: Option<TimeMs>,
     ) -> Result<Request, FsError> {
         let keys = ring.current();
         let core = self.core();
@@ -301,12 +300,13 @@ impl Volume {
             volume: self.id,
         });
         drop(core);
-        let submission = self.sign(body)?;
+        let req = self.network.request_name();
+        let submission = self.sign(req, body)?;
         let commit = CommitParts {
             tags: TagList::encode(&tags),
             payload: inside.then(|| payload.bytes.to_vec()),
             inline: inline.filter(|_| inside).map(|chunk| chunk.bytes.to_vec()),
-            oldest_receipt,
+            oldest_receipt: oldest.map(|asked| in_the_ledgers_time(asked, req.time())),
         };
         Ok(Request {
             n,
@@ -317,8 +317,8 @@ impl Volume {
     }
 
     /// Signs a record's body in this mount's name.
-    pub(super) fn sign(&self, body: Body) -> Result<Submission, FsError> {
-        let proposal = Proposal::new(self.actor.clone(), host::ulid(), body);
+    pub(super) fn sign(&self, req: Ulid, body: Body) -> Result<Submission, FsError> {
+        let proposal = Proposal::new(self.actor.clone(), req, body);
         let p = proposal.encode().map_err(|error| {
             tracing::error!(%error, "a record cannot be written down");
             FsError::Io
@@ -332,6 +332,9 @@ impl Volume {
         tracing::warn!(%refusal, "the sequencer refused a commit");
         match refusal {
             Refusal::StaleReceipt { .. } => self.stamp_again().await,
+            // Some clock was set. The next request is named by the time that the refusal told, and
+            // the turn in the session keeps it from being done twice.
+            Refusal::ReqTooOld { .. } => Ok(()),
             Refusal::Behind { .. } | Refusal::TooManyRequests => {
                 self.snapshot_wanted.notify_one();
                 Err(FsError::TimedOut)
@@ -410,6 +413,13 @@ pub(super) fn not_durable(put: &Put) -> FsError {
 fn chunk_ref(sealed: &Sealed) -> ChunkRef {
     debug_assert_eq!(hash::address(&sealed.bytes), sealed.address, "sealing gives the address");
     ChunkRef { b3: sealed.address, size: sealed.bytes.len() as u64 }
+}
+
+/// A receipt's age is measured here, by a clock that nobody sets, so that it says the same whatever
+/// the store's time of day is, and is told in the ledger's time.
+fn in_the_ledgers_time(asked: TimeMs, ledger: TimeMs) -> TimeMs {
+    let age_ms = crate::chunks::asked_now().0.saturating_sub(asked.0);
+    TimeMs(ledger.0.saturating_sub(age_ms))
 }
 
 fn min(a: Option<TimeMs>, b: Option<TimeMs>) -> Option<TimeMs> {

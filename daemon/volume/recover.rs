@@ -97,8 +97,8 @@ impl Volume {
             successor: Some(self.core().session.id),
             volume: self.id,
         });
-        let submission = self.sign(body)?;
-        let outcome = self.network.append(&submission.into(), self.options.deadline).await?;
+        let sign = |req| Ok::<_, OpenError>(self.sign(req, body.clone())?.into());
+        let outcome = self.network.order(self.options.deadline, sign).await?;
         let fenced = match outcome {
             Outcome::Accepted { position, .. } | Outcome::Repeated { position } => position,
             Outcome::Refused(Refusal::Fenced { at, .. }) => at,

@@ -7,6 +7,7 @@
 
 use super::Volume;
 use super::state::Mode;
+use crate::host::since_start;
 use mictlan::id::Position;
 use mictlan::meta::error::FsError;
 use mictlan::wire::{
@@ -40,7 +41,7 @@ impl Volume {
     /// Beats until the volume ends.
     pub(super) async fn beat(self: Arc<Self>) {
         loop {
-            let sent = boot_time();
+            let sent = since_start();
             match self.heartbeat().await {
                 Ok(reply) => self.heard(sent, reply).await,
                 Err(error) => {
@@ -118,7 +119,7 @@ impl Volume {
         }
         // 10 % of the term are left for clocks that run apart.
         let term = Duration::from_millis(u64::from(reply.term_ms)) * 9 / 10;
-        let Some(left) = (sent + term).checked_sub(boot_time()) else { return };
+        let Some(left) = (sent + term).checked_sub(since_start()) else { return };
         let until = Instant::now() + left;
         // What was committed before the grant must be seen before anything is answered under it.
         if self.leased_from(reply.read).await.is_ok() {
@@ -243,11 +244,4 @@ impl Volume {
         }
         Ok(())
     }
-}
-
-/// Time since the machine started, its sleep included: a lease must not outlive its term because
-/// the lid was closed.
-fn boot_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }

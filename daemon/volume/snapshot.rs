@@ -6,6 +6,7 @@
 //! the next mount starts there), then this view rests on it. A snapshot that fails changes nothing.
 
 use super::Volume;
+use super::start::OpenError;
 use super::state::Mode;
 use crate::chunks::{Charges, Put};
 use mictlan::cluster::state::Outcome;
@@ -167,8 +168,8 @@ impl Volume {
             position: frozen.position,
             volume: self.id,
         });
-        let submission = self.sign(body)?;
-        match self.network.append(&submission.into(), self.options.deadline).await {
+        let sign = |req| Ok::<_, OpenError>(self.sign(req, body.clone())?.into());
+        match self.network.order(self.options.deadline, sign).await {
             Ok(Outcome::Accepted { .. } | Outcome::Repeated { .. }) => Ok(()),
             Ok(other) => {
                 tracing::error!(?other, "the sequencer did not take a root");

@@ -15,7 +15,6 @@ use super::state::{Core, Mode, Progress, Session};
 use super::{Stale, Volume};
 use crate::chunks::Chunks;
 use crate::chunks::budget::Budget;
-use crate::host;
 use crate::ledger::{Ledger, Seen};
 use crate::network::{CallError, Network};
 use mictlan::file::Cutter;
@@ -28,7 +27,7 @@ use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NodeCache, NodeRef, Tree, TreeKeys};
 use mictlan::meta::view::{OVERLAY_MAX, View};
 use mictlan::seal::{self, KeyRing, Principal};
-use mictlan::wire::{Answer, Follow, OpenSession, Query, RootInfo, VolumeInfo};
+use mictlan::wire::{Answer, Follow, Query, RootInfo, VolumeInfo};
 use mictlan_mount::options::Options;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -379,11 +378,7 @@ async fn root_node(
 }
 
 async fn open_session(start: &Start, volume: VolumeId) -> Opening<SessionId> {
-    let open = OpenSession { volume, req: host::ulid_bytes(), read_only: false };
-    let opened = start.network.voter(start.options.deadline, |link| {
-        let open = open.clone();
-        async move { link.open_session(open).await }
-    });
+    let opened = start.network.open_session(volume, start.options.deadline);
     match quorum::or_none(&start.network, opened).await {
         Some(Ok(opened)) => Ok(opened.session),
         Some(Err(CallError::NoVoter { .. })) | None => Err(OpenError::NoQuorum),

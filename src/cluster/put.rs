@@ -31,10 +31,10 @@ pub struct Plan {
 /// What the driver tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A receipt: the peer has it on its disk, stamped.
+    /// A receipt: the peer has it on its disk. It is as old as the question, by the driver's clock.
     Stored {
         peer: PeerId,
-        stamp: TimeMs,
+        asked: TimeMs,
     },
     Failed {
         peer: PeerId,
@@ -60,7 +60,7 @@ pub enum Failure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     Send(PeerId),
-    /// Enough copies: `fsync` may go on. The oldest stamp is what a commit's receipt carries.
+    /// Enough copies: `fsync` may go on. A commit says how old the oldest receipt is.
     Durable {
         oldest: TimeMs,
     },
@@ -84,7 +84,7 @@ enum Copy {
     /// Asked, and another was asked beside it.
     Slow,
     Stored {
-        stamp: TimeMs,
+        asked: TimeMs,
     },
     Failed(Failure),
 }
@@ -121,7 +121,7 @@ impl PutChunk {
             return Vec::new();
         }
         match event {
-            Event::Stored { peer, stamp } => self.answer(peer, Copy::Stored { stamp }),
+            Event::Stored { peer, asked } => self.answer(peer, Copy::Stored { asked }),
             Event::Failed { peer, why } => self.answer(peer, Copy::Failed(why)),
             Event::Tick => {}
         }
@@ -180,7 +180,7 @@ impl PutChunk {
         }
         if !self.durable && self.enough() {
             self.durable = true;
-            let oldest = self.stamps().min().expect("need is at least one");
+            let oldest = self.receipts().min().expect("need is at least one");
             effects.push(Effect::Durable { oldest });
         }
         effects.extend(self.end(late));
@@ -224,7 +224,7 @@ impl PutChunk {
             .asked()
             .filter(|(place, copy)| away(place) && matches!(copy, Copy::Asked { .. }))
             .count();
-        let stored = self.stamps().count();
+        let stored = self.receipts().count();
         stored >= self.plan.need && (stored_away >= self.plan.need || hoped_away == 0)
     }
 
@@ -232,9 +232,9 @@ impl PutChunk {
         self.plan.order.iter().zip(self.asked.iter().copied())
     }
 
-    fn stamps(&self) -> impl Iterator<Item = TimeMs> {
+    fn receipts(&self) -> impl Iterator<Item = TimeMs> {
         self.asked.iter().filter_map(|copy| match copy {
-            Copy::Stored { stamp } => Some(*stamp),
+            Copy::Stored { asked } => Some(*asked),
             _ => None,
         })
     }
@@ -333,7 +333,7 @@ mod tests {
     }
 
     fn stored(peer: u64) -> Event {
-        Event::Stored { peer: PeerId(peer), stamp: TimeMs(100 + peer) }
+        Event::Stored { peer: PeerId(peer), asked: TimeMs(100 + peer) }
     }
 
     fn failed(peer: u64) -> Event {
@@ -478,7 +478,7 @@ mod tests {
                 effects = match what {
                     0 if asked.contains(&peer) => {
                         receipts.insert(peer);
-                        put.on(now, Event::Stored { peer, stamp: now })
+                        put.on(now, Event::Stored { peer, asked: now })
                     }
                     1 if asked.contains(&peer) => {
                         put.on(now, Event::Failed { peer, why: Failure::Full })

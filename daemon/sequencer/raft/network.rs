@@ -24,7 +24,7 @@ use openraft::{EmptyNode, OptionalSend};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pieces of a snapshot; a transport carries messages of a little more than this.
 const SNAPSHOT_PIECE_BYTES: usize = 1 << 20;
@@ -147,7 +147,7 @@ impl Link {
         within: Duration,
     ) -> Result<A, CallError> {
         let body = pack(question);
-        let sent = self.clocks.now();
+        let sent = Instant::now();
         let bytes = self.transport.call(self.to, call, body, within).await?;
         let answer: Timed<A> = unpack(&bytes)?;
         self.clocks.heard(self.to, sent, answer.now);
