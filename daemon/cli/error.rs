@@ -45,6 +45,8 @@ pub enum CliError {
     Invite(#[from] crate::identity::invite::InviteError),
     #[error("{0}")]
     LedgerVerb(#[from] super::ledger::LedgerCliError),
+    #[error("{0}")]
+    Replay(#[from] crate::volume::ReplayError),
     #[error("{}: {}", .0.display(), .1)]
     Io(PathBuf, std::io::Error),
     #[error("{0}")]
@@ -103,8 +105,10 @@ pub enum CliError {
 impl CliError {
     /// The codes of the manual page.
     pub fn code(&self) -> ExitCode {
-        if let CliError::LedgerVerb(error) = self {
-            return error.code();
+        match self {
+            CliError::LedgerVerb(error) => return error.code(),
+            CliError::Replay(error) => return ExitCode::from(super::verify::code_of(error)),
+            _ => {}
         }
         ExitCode::from(match self {
             CliError::Usage(_) | CliError::Option(_) | CliError::BadName(_) => 2,

@@ -21,6 +21,7 @@ use mictlan::id::{Label, NetworkId, Position, TimeMs};
 use mictlan::ledger::checkpoint::{Checkpoint, CheckpointError};
 use mictlan::ledger::record::body::Note;
 use mictlan::ledger::record::{Body, Proposal, RecordError, Ulid, record_message};
+use mictlan::ledger::roots::Claims;
 use mictlan::ledger::tile::{self, TileId, WIDTH};
 use mictlan::ledger::verify::{Fault, Finding, Report, Verifier};
 use mictlan::seal::Principal;
@@ -149,25 +150,40 @@ pub async fn verify(
     out: &mut (dyn Write + Send),
 ) -> Result<ExitCode, LedgerCliError> {
     let fetch = args.from.clone().map_or(fetch, fetch::from_dir);
+    let (report, _) = read_and_check(network, fetch, remembered.as_ref(), args.json, None).await?;
+    print(&report, args.json, remembered.is_some(), out)?;
+    Ok(if is_good(&report) { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+pub fn is_good(report: &Report) -> bool {
+    report.findings.is_empty()
+}
+
+/// What is wrong with the whole log; `claims` take its records meanwhile. `quiet` shows no bar.
+pub async fn read_and_check(
+    network: NetworkId,
+    fetch: Fetch,
+    remembered: Option<&Checkpoint>,
+    quiet: bool,
+    claims: Option<Claims>,
+) -> Result<(Report, Option<Claims>), LedgerCliError> {
     let note = first(&fetch, vec!["checkpoint".to_owned()]).await?;
     let mut verifier = Verifier::new(Some(network));
     let size = verifier.expect_note(&note)?;
-    if let Some(remembered) = &remembered {
+    if let Some(remembered) = remembered {
         verifier.expect_remembered(remembered);
     }
-    let bar = progress(size, args.json);
+    let bar = progress(size, quiet);
     let (send, batches) = mpsc::channel(WAITING);
     let checking = {
         let bar = bar.clone();
-        tokio::task::spawn_blocking(move || check(verifier, batches, &bar))
+        tokio::task::spawn_blocking(move || check(verifier, batches, claims, &bar))
     };
     let read = read(&fetch, size, send).await;
-    let report = checking.await?;
+    let checked = checking.await?;
     bar.finish_and_clear();
     read?;
-    let good = report.findings.is_empty();
-    print(&report, args.json, remembered.is_some(), out)?;
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(checked)
 }
 
 async fn first(fetch: &Fetch, paths: Vec<String>) -> Result<Bytes, LedgerCliError> {
@@ -176,7 +192,8 @@ async fn first(fetch: &Fetch, paths: Vec<String>) -> Result<Bytes, LedgerCliErro
     found.map_err(|why| LedgerCliError::Unreadable { path, why })
 }
 
-fn progress(size: u64, quiet: bool) -> ProgressBar {
+/// A bar of records, for whoever looks at a terminal.
+pub fn progress(size: u64, quiet: bool) -> ProgressBar {
     if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -213,13 +230,22 @@ async fn read(fetch: &Fetch, size: u64, send: mpsc::Sender<Batch>) -> Result<(),
 }
 
 /// Hashes and links one after another; signatures and bodies on all cores.
-fn check(mut verifier: Verifier, mut batches: mpsc::Receiver<Batch>, bar: &ProgressBar) -> Report {
+fn check(
+    mut verifier: Verifier,
+    mut batches: mpsc::Receiver<Batch>,
+    mut claims: Option<Claims>,
+    bar: &ProgressBar,
+) -> (Report, Option<Claims>) {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     while let Some(batch) = batches.blocking_recv() {
         let records = batch.iter().flat_map(|(id, bytes)| {
             tile::bundle_records(bytes, id.width).expect("it was taken apart before")
         });
-        let deferred: Vec<_> = records.filter_map(|record| verifier.push(record)).collect();
+        let mut push = |record| {
+            claims.iter_mut().for_each(|claims| claims.see(record, verifier.roster()));
+            verifier.push(record)
+        };
+        let deferred: Vec<_> = records.filter_map(&mut push).collect();
         let share = deferred.len().div_ceil(cores).max(1);
         let found: Vec<Finding> = std::thread::scope(|scope| {
             let check = |part| move || signatures(part);
@@ -235,35 +261,37 @@ fn check(mut verifier: Verifier, mut batches: mpsc::Receiver<Batch>, bar: &Progr
     }
     let mut report = verifier.finish();
     report.findings.sort_by_key(|finding| finding.index);
-    report
+    (report, claims)
 }
 
 fn signatures(part: &[mictlan::ledger::verify::Deferred<'_>]) -> Vec<Finding> {
     part.iter().filter_map(|deferred| deferred.check().err()).collect()
 }
 
-fn print(
+/// A report as a program reads it.
+pub fn to_json(report: &Report) -> serde_json::Value {
+    let Report { size, root, head, checkpoints, findings, more } = report;
+    let one = |Finding { index, fault }: &Finding| json!({"code": code(fault), "record": index, "says": fault.to_string()});
+    let said: Vec<_> = findings.iter().map(one).collect();
+    json!({
+        "checkpoints": checkpoints, "findings": said, "head": head.to_hex(),
+        "more": more, "root": root.to_hex(), "size": size,
+        "verdict": if is_good(report) { "good" } else { "bad" },
+    })
+}
+
+/// `remembered`: it was compared with what this machine verified before.
+pub fn print(
     report: &Report,
     as_json: bool,
     remembered: bool,
     out: &mut (dyn Write + Send),
 ) -> std::io::Result<()> {
-    let Report { size, root, head, checkpoints, findings, more } = report;
-    let total = findings.len() as u64 + more;
     if as_json {
-        let findings: Vec<_> = findings
-            .iter()
-            .map(
-                |f| json!({"code": code(&f.fault), "record": f.index, "says": f.fault.to_string()}),
-            )
-            .collect();
-        let all = json!({
-            "checkpoints": checkpoints, "findings": findings, "head": head.to_hex(),
-            "more": more, "root": root.to_hex(), "size": size,
-            "verdict": if total == 0 { "good" } else { "bad" },
-        });
-        return writeln!(out, "{all}");
+        return writeln!(out, "{}", to_json(report));
     }
+    let Report { size, root, findings, more, .. } = report;
+    let total = findings.len() as u64 + more;
     for Finding { index, fault } in findings {
         writeln!(out, "{}: record {index}: {fault}", code(fault))?;
     }

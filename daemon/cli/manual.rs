@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 /// In the order of their numbers. `error` and `status` choose them.
-const EXIT_CODES: [(u8, &str); 16] = [
+const EXIT_CODES: [(u8, &str); 18] = [
     (0, "It is done; of a change: committed."),
     (1, "It failed; the text says what happened to the data. Of verify: something is wrong."),
     (2, "It was typed wrongly; nothing was done."),
@@ -21,6 +21,8 @@ const EXIT_CODES: [(u8, &str); 16] = [
     (10, "The volume refused an operation on a path."),
     (11, "Something could not be committed and waits in this host's journal."),
     (12, "Of status: it works in part, and something needs attention."),
+    (13, "Of verify --replay: a snapshot root is not what the commits make; it says whose."),
+    (14, "Of verify --replay: a chunk is missing, so nothing is said of the roots; it says which."),
     (101, "The program has an error; nothing acknowledged is lost."),
     (130, "It was interrupted; whole files only were kept."),
     (141, "Of get to standard output: the reader ended before the last byte."),

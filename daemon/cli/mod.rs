@@ -19,6 +19,7 @@ mod placing;
 mod serve;
 mod standing;
 mod status;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use error::CliError;
@@ -57,6 +58,8 @@ enum Verb {
     Ls(files::LsArgs),
     /// Remove files and directories of a volume, without a mount.
     Rm(files::RmArgs),
+    /// Check the ledger; with --replay, the snapshot roots of a volume as well.
+    Verify(verify::VerifyArgs),
     /// Say whether the network works, what does not, and what to type next.
     Status(status::StatusArgs),
     /// Peers of the network.
@@ -101,6 +104,7 @@ pub fn run() -> ExitCode {
             Verb::Get(args) => files::get(args),
             Verb::Ls(args) => files::ls(args),
             Verb::Rm(args) => files::rm(args),
+            Verb::Verify(args) => verify::verify(args),
             Verb::Status(args) => status::status(args),
             Verb::Peer(verb) => status::peer(verb),
             Verb::Df(which) => status::df(which),

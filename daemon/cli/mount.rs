@@ -114,16 +114,23 @@ fn wanted(mut what: Vec<OsString>, options: Options) -> Result<Wanted, CliError>
              {named} DIR"
         )));
     }
-    let (network, volume) = match source.as_ref().map(|source| source.to_string_lossy()) {
-        None => (None, DEFAULT_VOLUME.to_owned()),
+    let source = source.as_ref().map(|source| source.to_string_lossy());
+    let (network, volume) = volume_of(source.as_deref())?;
+    Ok(Wanted { network, volume, dir, options })
+}
+
+/// What `[NETWORK[:VOLUME]]` names.
+pub fn volume_of(source: Option<&str>) -> Result<(Option<Label>, Label), CliError> {
+    let (network, volume) = match source {
+        None => (None, DEFAULT_VOLUME),
         // What fstab writes where there is nothing to say.
-        Some(source) if matches!(&*source, "mictlan" | "none") => (None, DEFAULT_VOLUME.to_owned()),
+        Some("mictlan" | "none") => (None, DEFAULT_VOLUME),
         Some(source) => match source.split_once(':') {
-            Some((network, volume)) => (Some(connect::label(network)?), volume.to_owned()),
-            None => (Some(connect::label(&source)?), DEFAULT_VOLUME.to_owned()),
+            Some((network, volume)) => (Some(connect::label(network)?), volume),
+            None => (Some(connect::label(source)?), DEFAULT_VOLUME),
         },
     };
-    Ok(Wanted { network, volume: connect::label(&volume)?, dir, options })
+    Ok((network, connect::label(volume)?))
 }
 
 fn run(wanted: Wanted) -> Result<ExitCode, CliError> {
@@ -183,21 +190,8 @@ pub async fn open(
     options: Options,
 ) -> Result<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>), CliError> {
     let placing = Placing::of(connected, volume.clone());
-    let memory = options.memory_bytes;
-    let chunks = Chunks::new(connected.network.clone(), placing.now().await?, memory);
-    let network_changed = Arc::new(Notify::new());
-    let fetch = fetch::from_network(connected.network.clone());
-    let start = Start {
-        network: connected.network.clone(),
-        ledger: Ledger::open(connected.id, &connected.ledger_state()?, fetch)?,
-        chunks: chunks.clone(),
-        volume,
-        principal: connected.principal.clone(),
-        options,
-        journals: connected.paths.state.join("journals"),
-        spilled: connected.paths.cache.join("overlay"),
-        network_changed: network_changed.clone(),
-    };
+    let start = start(connected, &placing, volume, options).await?;
+    let (chunks, network_changed) = (start.chunks.clone(), start.network_changed.clone());
     let opened = Volume::open(start).await?;
     for trouble in opened.0.troubles() {
         eprintln!("mictlan: warning: {}; next: {}", trouble.what, trouble.next);
@@ -205,6 +199,28 @@ pub async fn open(
     tokio::spawn(chunks.clone().watch());
     tokio::spawn(placing.follow(chunks, network_changed));
     Ok(opened)
+}
+
+/// What a volume is opened with.
+pub async fn start(
+    connected: &Connected,
+    placing: &Placing,
+    volume: Label,
+    options: Options,
+) -> Result<Start, CliError> {
+    let memory = options.memory_bytes;
+    let fetch = fetch::from_network(connected.network.clone());
+    Ok(Start {
+        network: connected.network.clone(),
+        ledger: Ledger::open(connected.id, &connected.ledger_state()?, fetch)?,
+        chunks: Chunks::new(connected.network.clone(), placing.now().await?, memory),
+        volume,
+        principal: connected.principal.clone(),
+        options,
+        journals: connected.paths.state.join("journals"),
+        spilled: connected.paths.cache.join("overlay"),
+        network_changed: Arc::new(Notify::new()),
+    })
 }
 
 /// Tells the kernel what others changed, from a thread that serves no request of its own.

@@ -38,6 +38,11 @@ impl Volume {
 
     /// A member was removed: this one, or another, and then a new epoch begins.
     pub(super) fn member_gone(&self, applied: &mut Applied, at: Position, revoke: &Revoke) {
+        let now = self.ring().current().epoch();
+        if revoke.key_epoch.is_some_and(|epoch| epoch <= now) {
+            // The secrets of that epoch are here: it was passed, or this key was let in again since.
+            return;
+        }
         match revoke.key_epoch {
             _ if revoke.member == self.actor => self.removed(at),
             Some(epoch) => self.epoch_begins(applied, at, epoch),

@@ -7,9 +7,10 @@
 use super::file::OpenFile;
 use super::journal::Seq;
 use super::state::Mode;
+use super::void::{Void, Voids};
 use super::{Stale, Volume};
 use crate::link::Link;
-use mictlan::id::{ChunkId, Ino, LedgerHash, Position, SessionId, TimeMs};
+use mictlan::id::{ChunkId, Label, LedgerHash, Position, SessionId, TimeMs};
 use mictlan::ledger::merkle;
 use mictlan::ledger::record::body::{Body, Commit};
 use mictlan::ledger::record::{Line, NO_RECORD, RecordError};
@@ -17,14 +18,11 @@ use mictlan::ledger::roster::{Roster, RosterError};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::key::Key;
-use mictlan::meta::tag::TagList;
-use mictlan::meta::tree::{NodeError, Read};
+use mictlan::meta::namespace;
 use mictlan::meta::write::WriteSet;
-use mictlan::meta::{cover, namespace};
 use mictlan::seal::{self, KeyRing};
 use mictlan::wire::{Barrier, Follow, Followed, LeaseUnit, Page};
-use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -48,6 +46,8 @@ pub(super) struct Applied {
     pub coming: Option<KeyRing>,
     /// Who went on in whose place: sessions to the one they succeed.
     pub succeeds: HashMap<SessionId, SessionId>,
+    /// The payloads that changed nothing, where somebody asks for them.
+    pub void: Option<Voids>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -230,16 +230,30 @@ impl Volume {
     }
 
     async fn apply(&self, applied: &mut Applied, entry: Followed) -> Result<(), FollowError> {
+        let (at, leaf) = (entry.position, merkle::leaf(&entry.line));
+        let follows = at == applied.next && applied.chain.is_some();
+        self.fold_in(applied, entry).await?;
+        self.belief.applied(at, leaf, follows);
+        Ok(())
+    }
+
+    /// One record, checked and made part of the view. Whether a quorum signed it is the caller's
+    /// to find out.
+    pub(super) async fn fold_in(
+        &self,
+        applied: &mut Applied,
+        entry: Followed,
+    ) -> Result<(), FollowError> {
         let at = entry.position;
         let line =
             Line::parse(&entry.line).map_err(|error| FollowError::NotARecord { at, error })?;
         let hash = line.hash();
         check_place(applied, at, &line)?;
-        let follows = at == applied.next && applied.chain.is_some();
         let body = check_actor(applied, at, &line)?;
         match &body {
             Body::Commit(commit) if commit.volume == self.id => {
-                self.apply_commit(applied, at, commit, &entry).await?;
+                let by = line.p.actor_label();
+                self.apply_commit(applied, at, &by, commit, &entry).await?;
             }
             Body::Fence(fence) => {
                 if let Some(successor) = fence.successor {
@@ -271,14 +285,14 @@ impl Volume {
         }
         applied.next = Position(at.0 + 1);
         applied.chain = Some(hash);
-        self.belief.applied(at, merkle::leaf(&entry.line), follows);
         Ok(())
     }
 
     async fn apply_commit(
         &self,
-        applied: &Applied,
+        applied: &mut Applied,
         at: Position,
+        by: &Label,
         commit: &Commit,
         entry: &Followed,
     ) -> Result<(), FollowError> {
@@ -286,10 +300,13 @@ impl Volume {
             return Ok(());
         }
         let writes = match self.open_payload(applied, at, commit, entry).await? {
-            Some(writes) => writes,
-            None => {
-                tracing::error!(record = %at, session = %commit.session,
+            Ok(writes) => writes,
+            Err(why) => {
+                tracing::error!(record = %at, %by, session = %commit.session, %why,
                     "a commit changes what it did not say it would: it is void, here and for all");
+                if let Some(voids) = &mut applied.void {
+                    voids.add(Void { record: at, by: by.clone(), why });
+                }
                 WriteSet::new()
             }
         };
@@ -342,70 +359,6 @@ impl Volume {
             && let Err(error) = journal.trim(floor)
         {
             tracing::warn!(%error, "the journal keeps what is committed; nothing is lost");
-        }
-    }
-
-    /// The write set of another session's commit; `None` when it is void.
-    async fn open_payload(
-        &self,
-        applied: &Applied,
-        at: Position,
-        commit: &Commit,
-        entry: &Followed,
-    ) -> Result<Option<WriteSet>, FollowError> {
-        let chunk = commit.payload.b3;
-        let sealed = match &entry.payload {
-            Some(bytes) => bytes.clone().into(),
-            None => self
-                .chunks
-                .get(chunk, self.options.deadline)
-                .await
-                .map_err(|error| FollowError::Missing { at, chunk, why: error.to_string() })?,
-        };
-        let ring = self.ring();
-        let Some(keys) = ring.epoch(commit.key_epoch) else {
-            return Err(FollowError::NoKey { at, epoch: commit.key_epoch });
-        };
-        let tags = entry.tags.as_deref().map(TagList::decode).transpose().ok().flatten();
-        let tags = tags.filter(|tags| tags.b3() == commit.tags.b3);
-        let Some(tags) = tags else { return Err(FollowError::OtherTags { at }) };
-        let Ok(opened) = seal::open(&ring, chunk, &sealed) else { return Ok(None) };
-        let owns = lineage(applied, commit.session);
-        loop {
-            let verdict = {
-                let core = self.core();
-                let missing = Cell::new(None);
-                let fresh = |ino: Ino| {
-                    let mine = ino.session().is_some_and(|session| owns.contains(&session));
-                    mine && match core.view.get(&Key::Inode(ino)) {
-                        Ok(there) => there.is_none(),
-                        Err(error) => {
-                            missing.set(Some(error));
-                            false
-                        }
-                    }
-                };
-                let links = &opened.header.links;
-                let verdict = cover::judge(&opened.plaintext, links, &tags, keys.tag_key(), fresh);
-                match missing.into_inner() {
-                    Some(error) => Err(error),
-                    None => Ok(verdict),
-                }
-            };
-            match verdict {
-                Ok(Ok(writes)) => return Ok(Some(writes)),
-                Ok(Err(why)) => {
-                    tracing::error!(record = %at, %why, "the payload is void");
-                    return Ok(None);
-                }
-                Err(NodeError::Missing(node)) => self.fetch_node(node).await.map_err(|error| {
-                    FollowError::Missing { at, chunk: node.address, why: error.to_string() }
-                })?,
-                Err(NodeError::Broken(node)) => {
-                    let why = "it contradicts the node that refers to it".to_owned();
-                    return Err(FollowError::Missing { at, chunk: node.address, why });
-                }
-            }
         }
     }
 
@@ -471,16 +424,4 @@ fn check_actor(applied: &mut Applied, at: Position, line: &Line) -> Result<Body,
 fn founding(t: TimeMs) -> WriteSet {
     let stamp = Stamp { secs: (t.0 / 1000) as i64, nanos: (t.0 % 1000) as u32 * 1_000_000 };
     namespace::founding(stamp, 0, 0, 0o755)
-}
-
-/// The session and those that it succeeds.
-fn lineage(applied: &Applied, session: SessionId) -> HashSet<SessionId> {
-    let mut sessions = HashSet::from([session]);
-    let mut next = applied.succeeds.get(&session);
-    while let Some(earlier) = next
-        && sessions.insert(*earlier)
-    {
-        next = applied.succeeds.get(earlier);
-    }
-    sessions
 }

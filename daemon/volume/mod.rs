@@ -22,6 +22,7 @@ mod orphan;
 mod quorum;
 mod read;
 mod recover;
+mod replay;
 mod root;
 mod seal;
 mod secrets;
@@ -34,10 +35,14 @@ mod state;
 mod tail;
 mod vfs;
 mod virtual_xattr;
+mod void;
 
 pub use belief::{Disbelief, Trouble};
+pub use follow::FollowError;
+pub use replay::{Replay, ReplayError, Replayed, Wrong};
 pub use secrets::roster;
 pub use start::{OpenError, Start};
+pub use void::{Void, Voids};
 
 use crate::chunks::Chunks;
 use crate::chunks::budget::Budget;

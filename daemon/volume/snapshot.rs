@@ -11,12 +11,14 @@ use super::state::Mode;
 use crate::chunks::{Charges, Put};
 use mictlan::cluster::state::Outcome;
 use mictlan::hash;
+use mictlan::id::ChunkId;
 use mictlan::ledger::record::body::{Body, Root};
 use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NewNode, NodeError, NodeRef, Tree, Update, UpdateError};
 use mictlan::meta::view::{Behind, Frozen};
 use mictlan::meta::write::WriteSet;
 use mictlan::seal::{self, Codec, Kind, SealError};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -98,8 +100,32 @@ impl Volume {
     }
 
     async fn build_and_record(&self, frozen: &Frozen) -> Result<NodeRef, FsError> {
+        let mut puts: Vec<Put> = Vec::new();
+        let mut sink = |new: NewNode| -> Result<_, SealError> {
+            let (bytes, links) = (new.node.bytes(), new.node.links());
+            let ring = self.ring();
+            let sealed = seal::seal(ring.current(), Kind::Node, Codec::Stored, &links, bytes)?;
+            let address = sealed.address;
+            puts.push(self.chunks.put(sealed, Charges::new()));
+            self.nodes.insert(NodeRef { identity: new.identity, address }, new.node);
+            Ok(address)
+        };
+        let root = self.fold(frozen, &mut sink).await?;
+        for put in &puts {
+            let durable = tokio::time::timeout(self.options.deadline, put.durable()).await;
+            durable.map_err(|_| FsError::TimedOut)?.map_err(|_| FsError::Io)?;
+        }
+        self.record_root(root, frozen).await?;
+        Ok(root)
+    }
+
+    /// The root of what is frozen; its new nodes go to `sink`.
+    pub(super) async fn fold<E: Display>(
+        &self,
+        frozen: &Frozen,
+        sink: &mut impl FnMut(NewNode) -> Result<ChunkId, E>,
+    ) -> Result<NodeRef, FsError> {
         let mut tree = frozen.base.clone();
-        let mut puts = Vec::new();
         for i in 0..frozen.parts() {
             let part = loop {
                 match frozen.part(i) {
@@ -107,47 +133,32 @@ impl Volume {
                     Err(error) => self.have_node(error).await?,
                 }
             };
-            let root = self.update(&tree, &part, &mut puts).await?;
+            let root = self.update(&tree, &part, sink).await?;
             tree = Tree::new(root, self.nodes.clone());
         }
-        for put in &puts {
-            let durable = tokio::time::timeout(self.options.deadline, put.durable()).await;
-            durable.map_err(|_| FsError::TimedOut)?.map_err(|_| FsError::Io)?;
-        }
-        let root = tree.root();
-        self.record_root(root, frozen).await?;
-        Ok(root)
+        Ok(tree.root())
     }
 
-    async fn update(
+    async fn update<E: Display>(
         &self,
         tree: &Tree,
         writes: &WriteSet,
-        puts: &mut Vec<Put>,
+        sink: &mut impl FnMut(NewNode) -> Result<ChunkId, E>,
     ) -> Result<NodeRef, FsError> {
-        let ring = self.ring();
         let mut update = Update::new(&self.tree_keys, tree, writes);
-        let mut sink = |new: NewNode| -> Result<_, SealError> {
-            let (bytes, links) = (new.node.bytes(), new.node.links());
-            let sealed = seal::seal(ring.current(), Kind::Node, Codec::Stored, &links, bytes)?;
-            let address = sealed.address;
-            puts.push(self.chunks.put(sealed, Charges::new()));
-            self.nodes.insert(NodeRef { identity: new.identity, address }, new.node);
-            Ok(address)
-        };
         loop {
-            match update.run(&mut sink) {
+            match update.run(sink) {
                 Ok(root) => return Ok(root),
                 Err(UpdateError::Node(error)) => self.have_node(error).await?,
                 Err(UpdateError::Sink(error)) => {
-                    tracing::error!(%error, "a tree node cannot be sealed");
+                    tracing::error!(%error, "a tree node cannot be kept");
                     return Err(FsError::Io);
                 }
             }
         }
     }
 
-    async fn have_node(&self, error: NodeError) -> Result<(), FsError> {
+    pub(super) async fn have_node(&self, error: NodeError) -> Result<(), FsError> {
         match error {
             NodeError::Missing(node) => self.fetch_node(node).await,
             error => {

@@ -45,7 +45,7 @@ struct State {
 }
 
 /// A run that is being written.
-struct Writing<'a> {
+pub(super) struct Writing<'a> {
     spill: &'a Spill,
     number: u32,
     file: Arc<File>,
@@ -67,7 +67,7 @@ impl Spill {
     }
 
     /// A file that loses its name at once.
-    fn begin(&self) -> io::Result<Writing<'_>> {
+    pub(super) fn begin(&self) -> io::Result<Writing<'_>> {
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
@@ -110,7 +110,12 @@ impl Spill {
 }
 
 impl Writing<'_> {
-    fn keep(&mut self, new: &NewNode) -> io::Result<ChunkId> {
+    /// What was written so far, for whoever keeps it, and how many bytes that are.
+    pub(super) fn kept(&self) -> (Arc<File>, u64) {
+        (self.file.clone(), self.end)
+    }
+
+    pub(super) fn keep(&mut self, new: &NewNode) -> io::Result<ChunkId> {
         let mut bytes = new.node.bytes().to_vec();
         let key = &self.spill.key;
         key.seal_in_place_append_tag(nonce(self.number, self.end), Aad::empty(), &mut bytes)

@@ -20,8 +20,8 @@ use crate::network::{CallError, Network};
 use mictlan::file::Cutter;
 use mictlan::id::{Attempt, Epoch, Label, LedgerHash, Position, SessionId, VolumeId};
 use mictlan::ledger::merkle;
-use mictlan::ledger::record::Line;
-use mictlan::ledger::record::body::Body;
+use mictlan::ledger::record::body::{Body, Wrap};
+use mictlan::ledger::record::{Line, Origin};
 use mictlan::ledger::roster::Roster;
 use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NodeCache, NodeRef, Tree, TreeKeys};
@@ -118,19 +118,14 @@ impl Volume {
         let next = applied_at_start(&info);
         let Known { roster, wraps, before } =
             roster_before(&start.network, start.options.deadline, next).await?;
-        let origin = roster.origin();
-        let actor = roster.owner_of(&start.principal.id()).cloned().ok_or(OpenError::Unknown)?;
-        let (ring, coming) = unwrap_ring(start, &info, &origin, &actor, &wraps)?;
-        let epoch = ring.current().epoch();
-        let keys = TreeKeys::new(ring.identity_key(), ring.boundary_key());
-        let nodes = Arc::new(NodeCache::new((start.options.memory_bytes / 8) as usize));
+        let held = Held::of(start, &info, &roster, &wraps)?;
         let size = proven.as_ref().map(|seen| Position(seen.size()));
         let belief = Belief::new(start.ledger.clone(), size);
         if let Some(root) = &info.root {
             let leaf = check_root(start, info.id, root, &roster).await?;
             belief.applied(root.record, leaf, false);
         }
-        let (tree, position) = newest_tree(start, &info, &ring, &keys, &nodes).await?;
+        let (tree, position) = newest_tree(start, &info, &held).await?;
         let session = match start.options.read_only || proven.is_some() {
             true => None,
             false => Some(open_session(start, info.id).await?),
@@ -138,49 +133,9 @@ impl Volume {
         let left = if session.is_some() { leftovers(start, info.id)? } else { Vec::new() };
         let about = session.map(|session| About { volume: info.id, session });
         let journal = about.map(|about| new_journal(start, about)).transpose()?;
-        let (stale, stale_receiver) = mpsc::unbounded_channel();
-        let volume = Arc::new(Volume {
-            id: info.id,
-            made: info.made,
-            actor,
-            principal: start.principal.clone(),
-            origin,
-            cutter: RwLock::new(ring.current().cut_key().map(Cutter::new).map(Arc::new)),
-            removed: OnceLock::new(),
-            ring: RwLock::new(Arc::new(ring)),
-            tree_keys: keys,
-            spill: spill(start)?,
-            network: start.network.clone(),
-            chunks: start.chunks.clone(),
-            nodes,
-            credit: Default::default(),
-            budget: Budget::new(start.options.memory_bytes * 2 / 5),
-            journal,
-            options: start.options.clone(),
-            core: Mutex::new(core(tree, position, session, epoch)),
-            progress: watch::Sender::new(Progress::new(next)),
-            work: Notify::new(),
-            applying: tokio::sync::Mutex::new(Applied {
-                next,
-                chain: None,
-                coming,
-                // The records from there on change it once more, in order.
-                roster: before,
-                succeeds: HashMap::new(),
-            }),
-            turn: tokio::sync::Mutex::new(()),
-            stale,
-            network_changed: start.network_changed.clone(),
-            recalled: AtomicBool::new(false),
-            grant: AtomicU64::new(0),
-            releasing: AtomicBool::new(false),
-            ending: AtomicBool::new(false),
-            lease_changed: Notify::new(),
-            snapshot_wanted: Notify::new(),
-            snapshotting: tokio::sync::Mutex::new(()),
-            unconfirmed: Mutex::new(None),
-            belief,
-        });
+        // The records from there on change the roster once more, in order.
+        let ground = Ground { tree, position, next, roster: before, belief, session, journal };
+        let (volume, stale_receiver) = assemble(start, &info, held, ground)?;
         match &proven {
             Some(seen) => volume.prove(seen).await?,
             None => volume.first_catch_up().await?,
@@ -249,6 +204,101 @@ impl Volume {
     }
 }
 
+/// Who this key is in the volume, and the secrets that it holds.
+pub(super) struct Held {
+    actor: Label,
+    origin: Origin,
+    ring: KeyRing,
+    coming: Option<KeyRing>,
+    keys: TreeKeys,
+    nodes: Arc<NodeCache>,
+}
+
+impl Held {
+    pub fn of(start: &Start, info: &VolumeInfo, roster: &Roster, wraps: &[Wrap]) -> Opening<Self> {
+        let origin = roster.origin();
+        let actor = roster.owner_of(&start.principal.id()).cloned().ok_or(OpenError::Unknown)?;
+        let (ring, coming) = unwrap_ring(start, info, &origin, &actor, wraps)?;
+        let keys = TreeKeys::new(ring.identity_key(), ring.boundary_key());
+        let nodes = Arc::new(NodeCache::new((start.options.memory_bytes / 8) as usize));
+        Ok(Self { actor, origin, ring, coming, keys, nodes })
+    }
+
+    pub fn empty_tree(&self) -> Tree {
+        empty_tree(&self.keys, &self.nodes)
+    }
+}
+
+/// Where a volume begins in the log, and as whom.
+pub(super) struct Ground {
+    /// The map at `position`.
+    pub tree: Tree,
+    pub position: Position,
+    /// The next record to apply, and whose keys count before it.
+    pub next: Position,
+    pub roster: Roster,
+    pub belief: Belief,
+    pub session: Option<SessionId>,
+    pub journal: Option<Journal>,
+}
+
+/// A volume that nothing was applied to yet, and that nobody works for. The receiver gets what the
+/// kernel must forget.
+pub(super) fn assemble(
+    start: &Start,
+    info: &VolumeInfo,
+    held: Held,
+    ground: Ground,
+) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
+    let Held { actor, origin, ring, coming, keys, nodes } = held;
+    let Ground { tree, position, next, roster, belief, session, journal } = ground;
+    let epoch = ring.current().epoch();
+    let (stale, stale_receiver) = mpsc::unbounded_channel();
+    let volume = Arc::new(Volume {
+        id: info.id,
+        made: info.made,
+        actor,
+        principal: start.principal.clone(),
+        origin,
+        cutter: RwLock::new(ring.current().cut_key().map(Cutter::new).map(Arc::new)),
+        removed: OnceLock::new(),
+        ring: RwLock::new(Arc::new(ring)),
+        tree_keys: keys,
+        spill: spill(start)?,
+        network: start.network.clone(),
+        chunks: start.chunks.clone(),
+        nodes,
+        credit: Default::default(),
+        budget: Budget::new(start.options.memory_bytes * 2 / 5),
+        journal,
+        options: start.options.clone(),
+        core: Mutex::new(core(tree, position, session, epoch)),
+        progress: watch::Sender::new(Progress::new(next)),
+        work: Notify::new(),
+        applying: tokio::sync::Mutex::new(Applied {
+            next,
+            chain: None,
+            coming,
+            roster,
+            succeeds: HashMap::new(),
+            void: None,
+        }),
+        turn: tokio::sync::Mutex::new(()),
+        stale,
+        network_changed: start.network_changed.clone(),
+        recalled: AtomicBool::new(false),
+        grant: AtomicU64::new(0),
+        releasing: AtomicBool::new(false),
+        ending: AtomicBool::new(false),
+        lease_changed: Notify::new(),
+        snapshot_wanted: Notify::new(),
+        snapshotting: tokio::sync::Mutex::new(()),
+        unconfirmed: Mutex::new(None),
+        belief,
+    });
+    Ok((volume, stale_receiver))
+}
+
 /// A sixteenth of a mount's memory is for commits that no snapshot root has yet.
 fn spill(start: &Start) -> Opening<Spill> {
     let bytes_max = (start.options.memory_bytes / 16) as usize;
@@ -279,7 +329,7 @@ fn core(tree: Tree, position: Position, session: Option<SessionId>, epoch: Epoch
     }
 }
 
-async fn find_volume(start: &Start) -> Opening<VolumeInfo> {
+pub(super) async fn find_volume(start: &Start) -> Opening<VolumeInfo> {
     let answer = start.network.query(Query::Volumes, start.options.deadline).await?;
     let Answer::Volumes(volumes) = answer else { return Err(other_answer()) };
     let found = volumes.iter().find(|volume| volume.name == start.volume).cloned();
@@ -300,23 +350,19 @@ fn applied_at_start(info: &VolumeInfo) -> Position {
 
 /// The newest root's tree and the position it stands for; a young volume has none, and begins
 /// empty before the record that made it.
-async fn newest_tree(
-    start: &Start,
-    info: &VolumeInfo,
-    ring: &KeyRing,
-    keys: &TreeKeys,
-    nodes: &Arc<NodeCache>,
-) -> Opening<(Tree, Position)> {
+async fn newest_tree(start: &Start, info: &VolumeInfo, held: &Held) -> Opening<(Tree, Position)> {
     match &info.root {
         Some(root) => {
-            let node = root_node(start, root, ring, keys, nodes).await?;
-            Ok((Tree::new(node, nodes.clone()), root.position))
+            let node = root_node(start, root, held).await?;
+            Ok((Tree::new(node, held.nodes.clone()), root.position))
         }
-        None => {
-            let tree = empty_tree(keys, nodes);
-            Ok((tree, Position(info.made.0.saturating_sub(1))))
-        }
+        None => Ok((held.empty_tree(), before(info.made))),
     }
+}
+
+/// Where the map is empty: just before the record that made the volume.
+pub(super) fn before(made: Position) -> Position {
+    Position(made.0.saturating_sub(1))
 }
 
 /// A peer's word for the newest root counts only with the record that a member signed: otherwise
@@ -354,13 +400,8 @@ async fn check_root(
     }
 }
 
-async fn root_node(
-    start: &Start,
-    root: &RootInfo,
-    ring: &KeyRing,
-    keys: &TreeKeys,
-    nodes: &Arc<NodeCache>,
-) -> Opening<NodeRef> {
+async fn root_node(start: &Start, root: &RootInfo, held: &Held) -> Opening<NodeRef> {
+    let Held { ring, keys, nodes, .. } = held;
     let failed = |why: String| OpenError::Root(why);
     let opened = start.chunks.open(ring, root.address, start.options.deadline).await;
     let plain = opened.map_err(|error| failed(error.to_string()))?;

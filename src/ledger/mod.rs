@@ -12,6 +12,7 @@ pub mod inclusion;
 pub mod merkle;
 pub mod proof;
 pub mod record;
+pub mod roots;
 pub mod roster;
 pub mod tile;
 pub mod verify;

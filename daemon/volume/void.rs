@@ -1,0 +1,122 @@
+//! What a commit's payload changes, or why it is void.
+//!
+//! Owns: everything that is checked of a payload, and the memory of those that are void.
+//! Invariant: a payload that is missing is never void; one that is void is void for everyone, by
+//! a pure rule over the log.
+
+use super::Volume;
+use super::follow::{Applied, FollowError};
+use mictlan::id::{Ino, Label, Position, SessionId};
+use mictlan::ledger::record::body::Commit;
+use mictlan::meta::cover;
+use mictlan::meta::key::Key;
+use mictlan::meta::tag::TagList;
+use mictlan::meta::tree::{NodeError, Read};
+use mictlan::meta::write::WriteSet;
+use mictlan::seal;
+use mictlan::wire::Followed;
+use std::cell::Cell;
+use std::collections::HashSet;
+
+/// A payload that is void, for everyone who follows the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Void {
+    pub record: Position,
+    pub by: Label,
+    pub why: String,
+}
+
+/// The first of them; a hostile writer could make more than memory holds.
+#[derive(Debug, Clone, Default)]
+pub struct Voids {
+    pub first: Vec<Void>,
+    pub more: u64,
+}
+
+const VOIDS_MAX: usize = 1_000;
+
+impl Voids {
+    pub(super) fn add(&mut self, void: Void) {
+        match self.first.len() < VOIDS_MAX {
+            true => self.first.push(void),
+            false => self.more += 1,
+        }
+    }
+}
+
+impl Volume {
+    /// The write set of another session's commit, or why it is void.
+    pub(super) async fn open_payload(
+        &self,
+        applied: &Applied,
+        at: Position,
+        commit: &Commit,
+        entry: &Followed,
+    ) -> Result<Result<WriteSet, String>, FollowError> {
+        let chunk = commit.payload.b3;
+        let sealed = match &entry.payload {
+            Some(bytes) => bytes.clone().into(),
+            None => self
+                .chunks
+                .get(chunk, self.options.deadline)
+                .await
+                .map_err(|error| FollowError::Missing { at, chunk, why: error.to_string() })?,
+        };
+        let ring = self.ring();
+        let Some(keys) = ring.epoch(commit.key_epoch) else {
+            return Err(FollowError::NoKey { at, epoch: commit.key_epoch });
+        };
+        let tags = entry.tags.as_deref().map(TagList::decode).transpose().ok().flatten();
+        let tags = tags.filter(|tags| tags.b3() == commit.tags.b3);
+        let Some(tags) = tags else { return Err(FollowError::OtherTags { at }) };
+        let opened = match seal::open(&ring, chunk, &sealed) {
+            Ok(opened) => opened,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let owns = lineage(applied, commit.session);
+        loop {
+            let verdict = {
+                let core = self.core();
+                let missing = Cell::new(None);
+                let fresh = |ino: Ino| {
+                    let mine = ino.session().is_some_and(|session| owns.contains(&session));
+                    mine && match core.view.get(&Key::Inode(ino)) {
+                        Ok(there) => there.is_none(),
+                        Err(error) => {
+                            missing.set(Some(error));
+                            false
+                        }
+                    }
+                };
+                let links = &opened.header.links;
+                let verdict = cover::judge(&opened.plaintext, links, &tags, keys.tag_key(), fresh);
+                match missing.into_inner() {
+                    Some(error) => Err(error),
+                    None => Ok(verdict),
+                }
+            };
+            match verdict {
+                Ok(judged) => return Ok(judged.map_err(|why| why.to_string())),
+                Err(NodeError::Missing(node)) => self.fetch_node(node).await.map_err(|error| {
+                    FollowError::Missing { at, chunk: node.address, why: error.to_string() }
+                })?,
+                Err(NodeError::Broken(node)) => {
+                    let why = "it contradicts the node that refers to it".to_owned();
+                    return Err(FollowError::Missing { at, chunk: node.address, why });
+                }
+            }
+        }
+    }
+}
+
+/// The session and those that it succeeds.
+fn lineage(applied: &Applied, session: SessionId) -> HashSet<SessionId> {
+    let mut sessions = HashSet::from([session]);
+    let mut next = applied.succeeds.get(&session);
+    while let Some(earlier) = next
+        && sessions.insert(*earlier)
+    {
+        next = applied.succeeds.get(earlier);
+    }
+    sessions
+}

@@ -1,0 +1,178 @@
+//! Snapshot roots are what the commits make, and whoever holds the meta secret can find out.
+
+use mictlan_tests::forger;
+use mictlan_tests::harness::{DEADLINE, Home, wait_until};
+use mictlan_tests::three::{Three, files};
+use serde_json::Value;
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Output;
+use std::time::Instant;
+
+fn json(output: &Output) -> Value {
+    let said = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+fn status(home: &Home) -> Value {
+    json(&home.run(&["status", "--json"]))
+}
+
+/// The last record that the newest root covers.
+fn newest_root(home: &Home) -> Option<u64> {
+    status(home)["volumes"][0]["snapshot"].as_u64()
+}
+
+/// Writes, and unmounts until that makes a root: a mount makes one if it is alone at its end.
+fn write_and_make_a_root(home: &Home, write: impl Fn(&Path)) {
+    let (before, began) = (newest_root(home), Instant::now());
+    while newest_root(home) == before {
+        assert!(began.elapsed() < DEADLINE, "no root is made{}", home.log());
+        let dir = home.mount("mnt");
+        write(&dir);
+        home.unmount(&dir);
+    }
+}
+
+fn wait_published(home: &Home) {
+    wait_until("everything is under a checkpoint", || {
+        let status = status(home);
+        status["published"].is_u64() && status["published"] == status["records"]
+    });
+}
+
+fn replay(home: &Home) -> (Value, Option<i32>) {
+    wait_published(home);
+    let output = home.run(&["verify", "--replay", "--json"]);
+    (json(&output), output.status.code())
+}
+
+#[test]
+fn a_replay_over_two_epochs_agrees_with_every_root_and_needs_no_data_secret() {
+    let three = Three::start();
+    let (alice, dave) = (three.user("alice"), three.user("dave"));
+    let some = |dir: &Path| {
+        for n in 0..40 {
+            fs::write(dir.join(format!("{n}")), n.to_string()).expect("written");
+            fs::create_dir_all(dir.join(format!("dir-{n}"))).expect("made");
+        }
+    };
+    write_and_make_a_root(&alice, some);
+    let owner = &three.peers[0].home;
+    owner.ok(&["member", "rm", "dave"]);
+    owner.ok(&["member", "add", "dave", "--role", "auditor"]);
+    write_and_make_a_root(&alice, |dir| {
+        some(dir);
+        fs::remove_dir(dir.join("dir-7")).expect("removed");
+        fs::remove_file(dir.join("8")).expect("removed");
+        let _ = fs::remove_file(dir.join("nine"));
+        fs::hard_link(dir.join("9"), dir.join("nine")).expect("linked");
+    });
+    let (said, code) = replay(&dave);
+    assert_eq!((&said["verdict"], code), (&Value::from("good"), Some(0)), "{said}");
+    let right = said["right"].as_array().expect("a list");
+    let epochs: Vec<_> = right.iter().filter_map(|root| root["key_epoch"].as_u64()).collect();
+    assert!(epochs.contains(&1) && epochs.contains(&2), "{said}");
+    assert_eq!(said["roots"].as_u64(), Some(right.len() as u64), "{said}");
+    assert_eq!(said["newest"]["position"].as_u64(), newest_root(&alice), "{said}");
+    assert_eq!(said["void"], Value::Array(vec![]), "{said}");
+}
+
+#[test]
+fn a_forged_root_is_found_by_a_replay_with_its_signer() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    write_and_make_a_root(&alice, |dir| fs::write(dir.join("a"), b"a").expect("written"));
+    let honest = newest_root(&alice).expect("there is one");
+    let record = forger::order(&bob, forger::forged_root);
+    let (said, code) = replay(&alice);
+    assert_eq!((&said["verdict"], code), (&Value::from("mismatch"), Some(13)), "{said}");
+    assert_eq!(said["mismatches"][0]["record"], Value::from(record.0), "{said}");
+    assert_eq!(said["mismatches"][0]["signed_by"], Value::from("bob"), "{said}");
+    assert_eq!(said["mismatches"].as_array().map(Vec::len), Some(1), "{said}");
+    let output = alice.run(&["verify", "--replay"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let sentence = format!(
+        "root-mismatch: record {record}, signed by bob: it names a tree that the commits up to \
+         record {honest} do not make\n"
+    );
+    assert!(said.contains(&sentence), "{said}");
+    assert!(said.contains("next: mictlan member rm bob"), "{said}");
+    assert_eq!(output.status.code(), Some(13), "{said}");
+    let plain = alice.run(&["verify"]);
+    assert_eq!(plain.status.code(), Some(0), "nothing is wrong with the ledger");
+}
+
+/// Noise in an attribute: a payload too large to travel inside its record.
+fn set_large_attribute(file: &Path) {
+    let mut noise = vec![0; 40_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let path = CString::new(file.as_os_str().as_bytes()).expect("a plain path");
+    let set = |name: &CString| {
+        let (value, len) = (noise.as_ptr().cast(), noise.len());
+        // SAFETY: both names are C strings, and the value lives as long as the call.
+        unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value, len, 0) }
+    };
+    let name = CString::new("user.large").expect("no zero in it");
+    assert_eq!(set(&name), 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The addresses and sizes of payloads that are chunks of their own.
+fn large_payloads(dir: &Path) -> Vec<(String, usize)> {
+    let all = fs::read_to_string(dir.join("ledger/records/000/000/000.ndjson"));
+    let records: Vec<Value> = all
+        .unwrap_or_default()
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let payloads = records.iter().map(|record| &record["p"]["body"]["payload"]);
+    let chunk = |payload: &Value| {
+        let size = payload["size"].as_u64().filter(|size| *size > 32_000)?;
+        Some((payload["b3"].as_str()?.to_owned(), size as usize))
+    };
+    payloads.filter_map(chunk).collect()
+}
+
+/// Flips a byte of the one copy of a chunk.
+fn damage(segments: &Path, chunk: &str, size: usize) {
+    for (path, _) in files(segments) {
+        let bytes = fs::read(&path).expect("a segment");
+        let is_it = |at: &usize| {
+            let here = bytes.get(*at..*at + size).filter(|here| here.starts_with(b"MCT4"));
+            here.is_some_and(|here| blake3::hash(here).to_hex().as_str() == chunk)
+        };
+        if let Some(at) = (0..bytes.len()).find(is_it) {
+            let file = fs::File::options().write(true).open(&path).expect("a segment");
+            let middle = at + size / 2;
+            file.write_all_at(&[bytes[middle] ^ 1], middle as u64).expect("written");
+            return;
+        }
+    }
+    panic!("chunk {chunk} is in no segment");
+}
+
+#[test]
+fn a_replay_without_a_chunk_names_it_and_says_nothing_of_the_roots() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    fs::write(dir.join("file"), b"some").expect("written");
+    set_large_attribute(&dir.join("file"));
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    wait_until("the large payload is under a checkpoint", || !large_payloads(&dir).is_empty());
+    let (chunk, size) = large_payloads(&dir).remove(0);
+    home.unmount(&dir);
+    let (said, code) = replay(&home);
+    assert_eq!((&said["verdict"], code), (&Value::from("good"), Some(0)), "{said}");
+    damage(&home.path().join("home/data/networks/home/store/segments"), &chunk, size);
+    let (said, code) = replay(&home);
+    assert_eq!((&said["verdict"], code), (&Value::from("unfinished"), Some(14)), "{said}");
+    assert_eq!(said["missing"]["chunk"], Value::from(chunk.clone()), "{said}");
+    let output = home.run(&["verify", "--replay"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("it could not be finished") && said.contains(&chunk), "{said}");
+    assert_eq!(output.status.code(), Some(14), "{said}");
+}
