@@ -34,7 +34,7 @@ pub enum FoundingError {
     Wrap(#[from] WrapError),
     #[error("{0}")]
     Call(#[from] CallError),
-    #[error("the {kind} record was refused: {why}")]
+    #[error("nothing was changed: the {kind} record was refused: {why}")]
     Refused { kind: &'static str, why: String },
 }
 
@@ -109,11 +109,16 @@ impl Author<'_> {
     }
 
     /// A new volume with fresh secrets, wrapped for this actor, who owns it.
-    pub async fn volume(&self, name: &Label, copies: u32) -> Result<VolumeId, FoundingError> {
+    pub async fn volume(
+        &self,
+        name: &Label,
+        copies: u32,
+        compress: bool,
+    ) -> Result<VolumeId, FoundingError> {
         let volume = VolumeId(host::random());
         let epoch = Epoch(1);
         self.append(Body::Volume(VolumeMade {
-            compress: true,
+            compress,
             key_epoch: epoch,
             name: name.clone(),
             replicas: copies,

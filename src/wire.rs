@@ -296,6 +296,8 @@ pub struct VolumeInfo {
     pub name: Label,
     pub epoch: Epoch,
     pub copies: u8,
+    /// Whether new data chunks are compressed where that gains.
+    pub compress: bool,
     /// The record that made it.
     pub made: Position,
     /// The newest `fs.root`: its position, and the record's index.

@@ -125,6 +125,16 @@ fn volumes_keys_and_members_are_made_and_listed() {
     home.ok(&["volume", "make", "photos", "--replicas", "1"]);
     refused(&home, &["volume", "make", "photos"], 2, &["already", "nothing was made"]);
     assert!(home.ok(&["volume", "ls"]).contains("photos"));
+    refused(&home, &["volume", "set", "photos"], 2, &["--replicas or --compress"]);
+    refused(
+        &home,
+        &["volume", "set", "films", "--replicas", "2"],
+        2,
+        &["no volume films", "photos"],
+    );
+    refused(&home, &["volume", "set", "photos", "--replicas", "17"], 2, &["1 to 16"]);
+    home.ok(&["volume", "set", "photos", "--compress", "off"]);
+    assert!(home.ok(&["volume", "ls"]).contains("1 copies, not compressed"));
     let file = home.path().join("file");
     fs::write(&file, b"x").expect("written");
     home.ok(&["put", text(&file), "photos:/"]);

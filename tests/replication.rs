@@ -88,6 +88,36 @@ fn any_one_peer_may_be_killed_while_files_are_written() {
 }
 
 #[test]
+fn settings_of_a_volume_hold_for_what_is_written_from_then_on() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    let stored = || three.peers.iter().map(|peer| peer.stored_bytes()).sum::<u64>();
+    write_through(&dir.join("before"), &[b'a'; 4 << 20]).expect("on its peers");
+    let before = stored();
+    assert!(before < 4 << 20, "{before} bytes for what compresses well");
+    let set = ["volume", "set", "main", "--replicas", "2", "--compress", "off"];
+    let refused = alice.run(&set);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("nothing was changed") && said.contains("its owner's"), "{said}");
+    three.peers[0].home.ok(&set);
+    let copies = || {
+        Command::new("getfattr")
+            .args(["--only-values", "-n", "user.mictlan.replicas"])
+            .arg(dir.join("before"))
+            .output()
+            .expect("getfattr runs")
+    };
+    wait_until("the running mount knows", || copies().stdout == b"2");
+    write_through(&dir.join("after"), &[b'b'; 4 << 20]).expect("on its peers");
+    wait_until("two copies are made", || stored() >= before + (8 << 20));
+    alice.unmount(&dir);
+    assert!(stored() < before + (9 << 20), "no third one: {} bytes", stored() - before);
+    let listed = alice.ok(&["volume", "ls"]);
+    assert!(listed.contains("2 copies, not compressed"), "{listed}");
+}
+
+#[test]
 fn copies_that_are_owed_show_in_status_until_they_are_made() {
     let three = Three::start();
     let alice = three.user("alice");

@@ -1,4 +1,4 @@
-//! `mictlan volume`, `member` and `key`: who may work where, with which secrets.
+//! `mictlan member` and `key`: who may work where, with which secrets.
 //!
 //! Owns: the records that these verbs order, and the order in which they do.
 //! Invariant: a member is granted a role before the secrets are wrapped for it, so that secrets
@@ -6,10 +6,10 @@
 
 use super::connect::{self, Connected, label};
 use super::error::CliError;
-use super::status::{self, Which};
+use super::volumes::volume_id;
 use super::{log, members, runtime};
 use crate::config::Paths;
-use crate::founding::{Author, COPIES};
+use crate::founding::Author;
 use crate::host;
 use crate::identity::keyfile;
 use crate::volume::roster;
@@ -23,24 +23,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const COPIES_MAX: u32 = 16;
-
-#[derive(Subcommand)]
-pub enum VolumeVerb {
-    /// List the volumes.
-    Ls(Which),
-    /// Make a volume; its secrets are this key's alone until members are added.
-    Make {
-        name: String,
-        /// On how many peers each chunk is kept.
-        #[arg(long, default_value_t = COPIES)]
-        replicas: u32,
-        #[arg(long)]
-        network: Option<String>,
-        #[arg(long)]
-        json: bool,
-    },
-}
 
 #[derive(Subcommand)]
 pub enum MemberVerb {
@@ -97,38 +79,6 @@ pub enum KeyVerb {
         #[arg(long)]
         json: bool,
     },
-}
-
-pub fn volume(verb: VolumeVerb) -> Result<ExitCode, CliError> {
-    let (name, replicas, network, as_json) = match verb {
-        VolumeVerb::Ls(which) => return status::volumes(which),
-        VolumeVerb::Make { name, replicas, network, json } => (name, replicas, network, json),
-    };
-    if !(1..=COPIES_MAX).contains(&replicas) {
-        let text = format!("--replicas is 1 to {COPIES_MAX}, not {replicas}");
-        return Err(CliError::Usage(text));
-    }
-    let name = label(&name)?;
-    connected(network, async |connected| {
-        let there = volumes(connected).await?;
-        if there.iter().any(|(known, _)| *known == name) {
-            let text = format!("there is a volume {name} already; nothing was made");
-            return Err(CliError::Usage(text));
-        }
-        let actor = members::actor(connected).await?;
-        let origin = connected.origin();
-        let author =
-            Author { network: &connected.network, origin, actor, principal: &connected.principal };
-        let id = author.volume(&name, replicas).await?;
-        match as_json {
-            true => println!("{}", json!({ "volume": name, "id": id.to_string() })),
-            false => {
-                println!("volume {name} {id}");
-                println!("next   mictlan mount {}:{name} DIR", connected.name);
-            }
-        }
-        Ok(())
-    })
 }
 
 pub fn member(verb: MemberVerb) -> Result<ExitCode, CliError> {
@@ -295,7 +245,7 @@ fn ask_twice() -> Result<zeroize::Zeroizing<String>, CliError> {
 }
 
 /// Runs `act` on the network and ends it in order, whatever it came to.
-fn connected(
+pub(super) fn connected(
     network: Option<String>,
     act: impl AsyncFnOnce(&Connected) -> Result<(), CliError>,
 ) -> Result<ExitCode, CliError> {
@@ -306,22 +256,6 @@ fn connected(
         let done = act(&connected).await;
         connected.close().await;
         done.map(|()| ExitCode::SUCCESS)
-    })
-}
-
-async fn volumes(connected: &Connected) -> Result<Vec<(Label, VolumeId)>, CliError> {
-    let answer = connected.network.query(Query::Volumes, DEADLINE).await?;
-    let Answer::Volumes(volumes) = answer else { return Err(CliError::OtherAnswer) };
-    Ok(volumes.into_iter().map(|volume| (volume.name, volume.id)).collect())
-}
-
-async fn volume_id(connected: &Connected, name: &Label) -> Result<VolumeId, CliError> {
-    let volumes = volumes(connected).await?;
-    let found = volumes.iter().find(|(known, _)| known == name).map(|(_, id)| *id);
-    found.ok_or_else(|| {
-        let there: Vec<&str> = volumes.iter().map(|(name, _)| name.as_str()).collect();
-        let there = there.join(", ");
-        CliError::Usage(format!("no volume {name} in this network; there are: {there}"))
     })
 }
 

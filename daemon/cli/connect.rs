@@ -319,7 +319,7 @@ pub async fn found(
         principal: &principal,
     };
     author.place(1, PeerId(1), &host::machine(), here.weight()).await?;
-    author.volume(&label(DEFAULT_VOLUME)?, COPIES).await?;
+    author.volume(&label(DEFAULT_VOLUME)?, COPIES, true).await?;
     config.key.get_or_insert(key);
     config.network.get_or_insert(name.clone());
     config.networks.insert(name.clone(), configured);

@@ -20,6 +20,7 @@ mod serve;
 mod standing;
 mod status;
 mod verify;
+mod volumes;
 
 use clap::{Parser, Subcommand};
 use error::CliError;
@@ -69,7 +70,7 @@ enum Verb {
     Df(status::Which),
     /// Volumes of the network.
     #[command(subcommand)]
-    Volume(admin::VolumeVerb),
+    Volume(volumes::VolumeVerb),
     /// Who may work in a volume.
     #[command(subcommand)]
     Member(admin::MemberVerb),
@@ -108,7 +109,7 @@ pub fn run() -> ExitCode {
             Verb::Status(args) => status::status(args),
             Verb::Peer(verb) => status::peer(verb),
             Verb::Df(which) => status::df(which),
-            Verb::Volume(verb) => admin::volume(verb),
+            Verb::Volume(verb) => volumes::volume(verb),
             Verb::Member(verb) => admin::member(verb),
             Verb::Key(verb) => admin::key(verb),
             Verb::Ledger(verb) => audit::run(verb),

@@ -99,6 +99,7 @@ fn volume((id, volume): (&mictlan::id::VolumeId, &mictlan::cluster::state::Volum
         name: volume.settings.name.clone(),
         epoch: volume.epoch(),
         copies: u8::try_from(volume.settings.replicas).unwrap_or(u8::MAX),
+        compress: volume.settings.compress,
         made: volume.made,
         root,
     }

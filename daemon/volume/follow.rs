@@ -24,6 +24,7 @@ use mictlan::seal::{self, KeyRing};
 use mictlan::wire::{Barrier, Follow, Followed, LeaseUnit, Page};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -276,6 +277,7 @@ impl Volume {
             }
             Body::Volume(made) if made.volume == self.id => {
                 self.network_changed.notify_one();
+                self.compress.store(made.compress, Ordering::Relaxed);
                 self.epoch_begins(applied, at, made.key_epoch);
                 // A later record of the volume changes its settings, not its root.
                 let writes = if at == self.made { founding(line.t) } else { WriteSet::new() };

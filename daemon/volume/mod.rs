@@ -65,6 +65,8 @@ pub struct Volume {
     pub id: VolumeId,
     /// The record that made it.
     made: Position,
+    /// Whether new data chunks are compressed where that gains.
+    compress: AtomicBool,
     /// How records name who signs.
     actor: Label,
     principal: Arc<Principal>,

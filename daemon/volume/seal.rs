@@ -22,6 +22,7 @@ use mictlan::meta::namespace::{self, Op};
 use mictlan::meta::tree::NodeRef;
 use mictlan::seal::{self, Codec, Header, Kind, Sealed};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::OwnedMutexGuard;
 
 /// A piece up to this size shares a chunk with others.
@@ -85,7 +86,7 @@ impl Volume {
                 Pieces::Runs(_) => self.cut(bytes),
             };
             for piece in chunks {
-                let sealed = self.seal_data(&piece, Codec::Zstd)?;
+                let sealed = self.seal_data(&piece, self.codec())?;
                 let (len, chunk) = (piece.len() as u32, sealed.address);
                 let extent = Extent { offset: at, len, chunk, at: 0, packed: None };
                 extents.extend(split_at_buckets(extent));
@@ -98,7 +99,7 @@ impl Volume {
 
     /// Seals the small dirty bytes of many files together.
     pub(super) async fn seal_small(&self, due: Vec<Arc<OpenFile>>) -> Result<(), FsError> {
-        let mut pack = Pack::new(PACK_BYTES, Codec::Zstd);
+        let mut pack = Pack::new(PACK_BYTES, self.codec());
         let mut packed = Packed::default();
         for file in due {
             let order = file.order.clone().lock_owned().await;
@@ -108,7 +109,7 @@ impl Volume {
                 continue;
             }
             if pack.len() + dirty > PACK_BYTES {
-                let full = std::mem::replace(&mut pack, Pack::new(PACK_BYTES, Codec::Zstd));
+                let full = std::mem::replace(&mut pack, Pack::new(PACK_BYTES, self.codec()));
                 self.place_pack(full, std::mem::take(&mut packed)).await?;
             }
             // What was written at its place first, then what was appended behind it. More that is
@@ -333,6 +334,14 @@ impl Volume {
         match self.cutter() {
             Some(cutter) => cutter.pieces(bytes.clone()),
             None => unreachable!("without the data secret nothing is written"),
+        }
+    }
+
+    /// How new data is stored, as the volume's record says.
+    fn codec(&self) -> Codec {
+        match self.compress.load(Ordering::Relaxed) {
+            true => Codec::Zstd,
+            false => Codec::Stored,
         }
     }
 

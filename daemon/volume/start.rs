@@ -257,6 +257,7 @@ pub(super) fn assemble(
     let volume = Arc::new(Volume {
         id: info.id,
         made: info.made,
+        compress: AtomicBool::new(info.compress),
         actor,
         principal: start.principal.clone(),
         origin,

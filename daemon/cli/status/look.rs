@@ -124,6 +124,7 @@ async fn ask(report: &mut Report, transport: &Transport, first: Vec<(PeerId, Lin
                 name: volume.name.to_string(),
                 id: volume.id.to_string(),
                 copies: volume.copies,
+                compress: volume.compress,
                 epoch: volume.epoch.0.into(),
                 snapshot: volume.root.map(|root| root.position.0),
             })

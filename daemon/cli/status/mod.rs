@@ -101,6 +101,8 @@ pub struct VolumeLine {
     pub name: String,
     pub id: String,
     pub copies: u8,
+    /// Whether new data is compressed where that gains.
+    pub compress: bool,
     pub epoch: u64,
     /// The last record that its newest snapshot root covers.
     pub snapshot: Option<u64>,

@@ -58,8 +58,12 @@ pub fn volumes(report: &Report, as_json: bool) {
     for volume in &report.volumes {
         let snapshot = volume.snapshot.map_or("-".to_owned(), |at| at.to_string());
         println!(
-            "{:<20} {} copies, epoch {}, snapshot at {snapshot}, id {}",
-            volume.name, volume.copies, volume.epoch, volume.id
+            "{:<20} {} copies{}, epoch {}, snapshot at {snapshot}, id {}",
+            volume.name,
+            volume.copies,
+            if volume.compress { "" } else { ", not compressed" },
+            volume.epoch,
+            volume.id
         );
     }
 }
