@@ -3,6 +3,7 @@
 pub mod chunks;
 pub mod cli;
 pub mod config;
+pub mod counts;
 pub mod founding;
 pub mod here;
 pub mod host;

@@ -1,14 +1,16 @@
-//! `/metrics` and `/health` of a peer, for this machine alone.
+//! `/metrics` and `/health` of a peer or a mount, for this machine alone.
 //!
 //! Owns: their names and their plain HTTP.
 //! Never: listens on anything but loopback, or tells anything of what is stored.
 
+use crate::counts::COUNTS;
 use crate::here::Here;
 use crate::sequencer::Sequencer;
 use crate::store::Store;
+use crate::volume::Volume;
 use axum::Router;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::StatusCode;
+use axum::http::header::{self, HeaderName};
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::Gauge;
@@ -27,58 +29,52 @@ pub enum MetricsError {
     Address(String),
     #[error("metrics = {0}: they are served on loopback only, such as 127.0.0.1:4511")]
     NotLoopback(SocketAddr),
-    #[error("metrics at {0}: {1}")]
+    #[error("metrics at {0}: {1}; nothing was done; choose another port")]
     Listen(SocketAddr, std::io::Error),
 }
 
-#[derive(Clone)]
-struct Seen {
-    store: Arc<Store>,
-    sequencer: Arc<Sequencer>,
+/// Who is asked: a peer, or a mount.
+trait Told: Clone + Send + Sync + 'static {
+    fn tell(&self, registry: &mut Registry);
+    /// 200 while all is well; 503 and why otherwise.
+    fn health(&self) -> (StatusCode, String);
 }
 
-/// Serves them until the task is dropped with its runtime.
+/// Serves a peer's until the task is dropped with its runtime.
 pub async fn serve(address: &str, here: &Here) -> Result<JoinHandle<()>, MetricsError> {
-    let parsed: SocketAddr =
-        address.parse().map_err(|_| MetricsError::Address(address.to_owned()))?;
-    if !parsed.ip().is_loopback() {
-        return Err(MetricsError::NotLoopback(parsed));
+    let parsed = address.parse().map_err(|_| MetricsError::Address(address.to_owned()))?;
+    let peer = OfPeer { store: here.store.clone(), sequencer: here.sequencer.clone() };
+    Ok(answer(listen(parsed).await?, peer))
+}
+
+/// A place for a mount's, before it is mounted: a port in use is said while nothing is done yet.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
+    if !address.ip().is_loopback() {
+        return Err(MetricsError::NotLoopback(address));
     }
-    let listener = TcpListener::bind(parsed).await;
-    let listener = listener.map_err(|error| MetricsError::Listen(parsed, error))?;
-    let seen = Seen { store: here.store.clone(), sequencer: here.sequencer.clone() };
-    let health = seen.clone();
+    TcpListener::bind(address).await.map_err(|error| MetricsError::Listen(address, error))
+}
+
+/// Serves a mount's, as `serve` does.
+pub fn serve_mount(listener: TcpListener, volume: Arc<Volume>) -> JoinHandle<()> {
+    answer(listener, OfMount(volume))
+}
+
+fn answer(listener: TcpListener, told: impl Told) -> JoinHandle<()> {
+    let health = told.clone();
     let routes = Router::new()
-        .route("/metrics", get(move || async move { metrics(&seen) }))
-        .route("/health", get(move || async move { answer(&health) }));
-    Ok(tokio::spawn(async move {
+        .route("/metrics", get(move || async move { metrics(&told) }))
+        .route("/health", get(move || async move { health.health() }));
+    tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, routes).await {
             tracing::warn!(%error, "metrics are served no more");
         }
-    }))
+    })
 }
 
-fn metrics(seen: &Seen) -> impl IntoResponse + use<> {
+fn metrics(told: &impl Told) -> (StatusCode, [(HeaderName, &'static str); 1], String) {
     let mut registry = Registry::with_prefix("mictlan");
-    let mut say = |name: &str, help: &str, value: u64| {
-        let gauge = Gauge::<u64, AtomicU64>::default();
-        gauge.set(value);
-        registry.register(name, help, gauge);
-    };
-    let stat = seen.store.stat();
-    say("store_chunks", "Chunks in this peer's store", stat.chunks);
-    say("store_damaged_chunks", "Chunks found damaged and not replaced yet", stat.damaged);
-    say("store_used_bytes", "Bytes that the store uses", stat.used);
-    say("store_capacity_bytes", "Bytes that the store may use", stat.space);
-    let out = u64::from(stat.out_of_service.is_some());
-    say("store_out_of_service", "1 if the store takes no writes", out);
-    let size = seen.sequencer.with_state(|state| state.head().size).unwrap_or(0);
-    say("ledger_records", "Records that this peer has applied", size);
-    let published = seen.sequencer.published().map_or(0, |published| published.size);
-    say("ledger_published_records", "Records under a published checkpoint", published);
-    say("leads", "1 if this peer leads", u64::from(seen.sequencer.leads()));
-    let leader = seen.sequencer.leader().map_or(0, |leader| leader.0);
-    say("leader", "The peer that leads; 0 if none is known", leader);
+    told.tell(&mut registry);
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => (StatusCode::OK, [(header::CONTENT_TYPE, TEXT)], text),
@@ -88,13 +84,74 @@ fn metrics(seen: &Seen) -> impl IntoResponse + use<> {
     }
 }
 
-/// 200 while this peer takes writes and knows a leader; 503 and why otherwise.
-fn answer(seen: &Seen) -> (StatusCode, String) {
-    if let Some(why) = seen.store.stat().out_of_service {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+/// A number as it is now.
+fn say(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let gauge = Gauge::<u64, AtomicU64>::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}
+
+#[derive(Clone)]
+struct OfPeer {
+    store: Arc<Store>,
+    sequencer: Arc<Sequencer>,
+}
+
+impl Told for OfPeer {
+    fn tell(&self, registry: &mut Registry) {
+        let mut say = |name, help, value| say(registry, name, help, value);
+        let stat = self.store.stat();
+        say("store_chunks", "Chunks in this peer's store", stat.chunks);
+        say("store_damaged_chunks", "Chunks found damaged and not replaced yet", stat.damaged);
+        say("store_used_bytes", "Bytes that the store uses", stat.used);
+        say("store_capacity_bytes", "Bytes that the store may use", stat.space);
+        let out = u64::from(stat.out_of_service.is_some());
+        say("store_out_of_service", "1 if the store takes no writes", out);
+        let size = self.sequencer.with_state(|state| state.head().size).unwrap_or(0);
+        say("ledger_records", "Records that this peer has applied", size);
+        let published = self.sequencer.published().map_or(0, |published| published.size);
+        say("ledger_published_records", "Records under a published checkpoint", published);
+        say("leads", "1 if this peer leads", u64::from(self.sequencer.leads()));
+        let leader = self.sequencer.leader().map_or(0, |leader| leader.0);
+        say("leader", "The peer that leads; 0 if none is known", leader);
+        COUNTS.register_peer(registry);
     }
-    match seen.sequencer.leader() {
-        Some(_) => (StatusCode::OK, "ok\n".to_owned()),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "no leader is known\n".to_owned()),
+
+    /// While this peer takes writes and knows a leader.
+    fn health(&self) -> (StatusCode, String) {
+        if let Some(why) = self.store.stat().out_of_service {
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+        }
+        match self.sequencer.leader() {
+            Some(_) => (StatusCode::OK, "ok\n".to_owned()),
+            None => (StatusCode::SERVICE_UNAVAILABLE, "no leader is known\n".to_owned()),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct OfMount(Arc<Volume>);
+
+impl Told for OfMount {
+    fn tell(&self, registry: &mut Registry) {
+        let Self(volume) = self;
+        let mut say = |name, help, value| say(registry, name, help, value);
+        let help = "Chunks that are durable and not yet at all their copies";
+        say("copies_owed_chunks", help, volume.copies_owed() as u64);
+        say("ledger_applied_records", "The position up to which this mount has the log", {
+            volume.applied_position().0
+        });
+        let severe = volume.troubles().iter().filter(|trouble| trouble.severe).count();
+        say("troubles", "Problems of this mount that need attention", severe as u64);
+        COUNTS.register_mount(registry);
+    }
+
+    /// While nothing of it needs attention.
+    fn health(&self) -> (StatusCode, String) {
+        let Self(volume) = self;
+        match volume.troubles().into_iter().find(|trouble| trouble.severe) {
+            None => (StatusCode::OK, "ok\n".to_owned()),
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", why.code)),
+        }
     }
 }

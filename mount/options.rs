@@ -5,6 +5,7 @@
 //! fstab or systemd mean by an option is accepted and dropped.
 
 use mictlan::id::Label;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// When `close` returns.
@@ -36,6 +37,8 @@ pub struct Options {
     pub gid: Option<u32>,
     /// `None`: all users as root, the owner alone otherwise.
     pub allow_other: Option<bool>,
+    /// Where `/metrics` and `/health` of this mount are served; always on loopback.
+    pub metrics: Option<SocketAddr>,
     /// Passed to the kernel as they are: nodev, nosuid, noexec and their opposites.
     pub kernel: Vec<KernelFlag>,
 }
@@ -65,6 +68,7 @@ impl Default for Options {
             uid: None,
             gid: None,
             allow_other: None,
+            metrics: None,
             kernel: Vec::new(),
         }
     }
@@ -84,7 +88,7 @@ pub enum OptionError {
 }
 
 /// Every name that `parse` understands, for the nearest one to a mistyped name.
-const KNOWN: [&str; 27] = [
+const KNOWN: [&str; 28] = [
     "key",
     "ro",
     "rw",
@@ -94,6 +98,7 @@ const KNOWN: [&str; 27] = [
     "durability",
     "memory",
     "deadline",
+    "metrics",
     "uid",
     "gid",
     "allow_other",
@@ -173,6 +178,13 @@ impl Options {
                 let secs = secs.ok_or_else(|| bad("deadline", v.unwrap_or(""), takes))?;
                 self.deadline = Duration::from_secs(secs);
             }
+            ("metrics", v) => {
+                let address: Option<SocketAddr> = v.and_then(|v| v.parse().ok());
+                let address = address.filter(|address| address.ip().is_loopback());
+                let takes = "an address on loopback, such as 127.0.0.1:4512";
+                let address = address.ok_or_else(|| bad("metrics", v.unwrap_or(""), takes))?;
+                self.metrics = Some(address);
+            }
             ("uid", Some(v)) => self.uid = Some(number("uid", v)?),
             ("gid", Some(v)) => self.gid = Some(number("gid", v)?),
             (name, _) => {
@@ -243,7 +255,15 @@ mod tests {
 
     #[test]
     fn a_bad_value_says_what_is_taken() {
-        for bad in ["memory=1", "memory", "durability=x", "durability", "uid=x", "deadline=0"] {
+        for bad in [
+            "memory=1",
+            "memory",
+            "durability=x",
+            "durability",
+            "uid=x",
+            "deadline=0",
+            "metrics=0.0.0.0:1",
+        ] {
             assert!(matches!(parsed(bad), Err(OptionError::Value { .. })), "{bad}");
         }
         assert_eq!(size("256MiB"), Some(256 << 20));

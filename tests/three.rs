@@ -23,7 +23,7 @@ pub struct Three {
 /// Ports that nobody listens on, below those that the kernel gives to outgoing connections: one of
 /// these could take a port between this look and the peer's start. Other processes that run these
 /// tests begin to look elsewhere; threads of this one take turns.
-fn addresses(count: usize) -> Vec<String> {
+pub fn addresses(count: usize) -> Vec<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id() * 37;
     let address = |_| loop {

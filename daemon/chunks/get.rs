@@ -5,6 +5,7 @@
 
 use super::put::until;
 use super::{Chunks, lock};
+use crate::counts::COUNTS;
 use crate::link::{LinkError, Trouble};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -16,6 +17,7 @@ use mictlan::id::{ChunkId, PeerId, TimeMs};
 use mictlan::seal::{self, KeyRing, OpenError};
 use mictlan::wire::Failure as Said;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -38,13 +40,17 @@ impl Chunks {
         chunk: ChunkId,
         deadline: Duration,
     ) -> Result<Bytes, GetError> {
+        let asked = AtomicBool::new(false);
         let fetch = async {
+            asked.store(true, Ordering::Relaxed);
             let sealed = self.get(chunk, deadline).await?;
             let opened = seal::open(ring, chunk, &sealed)
                 .map_err(|error| GetError::NotOpened { chunk, error: Arc::new(error) })?;
             Ok(Bytes::from(opened.plaintext))
         };
-        self.opened.get_or_fetch(chunk, fetch).await
+        let opened = self.opened.get_or_fetch(chunk, fetch).await;
+        COUNTS.chunk_read(!asked.load(Ordering::Relaxed));
+        opened
     }
 
     /// What the cache has of a chunk, without waiting.

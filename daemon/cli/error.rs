@@ -38,6 +38,8 @@ pub enum CliError {
     #[error("{0}")]
     Option(#[from] mictlan_mount::options::OptionError),
     #[error("{0}")]
+    Metrics(#[from] crate::metrics::MetricsError),
+    #[error("{0}")]
     Open(#[from] crate::volume::OpenError),
     #[error("{0}")]
     Join(#[from] crate::identity::join::JoinError),
@@ -111,7 +113,10 @@ impl CliError {
             _ => {}
         }
         ExitCode::from(match self {
-            CliError::Usage(_) | CliError::Option(_) | CliError::BadName(_) => 2,
+            CliError::Usage(_)
+            | CliError::Option(_)
+            | CliError::BadName(_)
+            | CliError::Metrics(_) => 2,
             CliError::NoNetwork | CliError::UnknownNetwork { .. } | CliError::NoKey => 3,
             CliError::Key(_) => 4,
             CliError::Call(_) | CliError::Link(_) => 5,

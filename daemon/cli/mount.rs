@@ -10,6 +10,7 @@ use super::placing::Placing;
 use super::{background, log, runtime, standing};
 use crate::chunks::Chunks;
 use crate::ledger::{Ledger, LedgerTree, fetch};
+use crate::metrics;
 use crate::volume::{Stale, Start, Volume};
 use clap::Args;
 use mictlan::id::Label;
@@ -150,12 +151,18 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     if waited_for {
         background::detach().map_err(CliError::Runtime)?;
     }
+    let metrics = match wanted.options.metrics {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
     let (volume, stale) = open(&connected, wanted.volume.clone(), wanted.options.clone()).await?;
     let source = format!("{}:{}", connected.name, wanted.volume);
     let runtime = tokio::runtime::Handle::current();
     let grafted = Arc::new(graft(&volume, &wanted.options));
     let mounted = session::mount(grafted, dir, &source, &wanted.options, runtime)?;
     forget_what_is_stale(&mounted, stale);
+    // Dropped with the runtime.
+    let _serving = metrics.map(|listener| metrics::serve_mount(listener, volume.clone()));
     if waited_for {
         let log = log_file(&connected)?;
         background::ready(&log).map_err(|error| CliError::Io(log, error))?;

@@ -5,6 +5,7 @@
 //! whether a path exists.
 //! Invariant: a body is held only after its sender may send it, and within the port's budget.
 
+use crate::counts::COUNTS;
 use crate::http::admission::Limits;
 use crate::http::bodies;
 use crate::http::budget::{Budget, Budgets, Share};
@@ -12,7 +13,7 @@ use crate::http::client::RAFT_BYTES_MAX;
 use crate::http::unix::{Door, Hello, Proof};
 use crate::peer::{Caller, Peer, RaftCall};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use axum::http::{HeaderMap, StatusCode};
@@ -26,6 +27,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 use tower::ServiceExt;
 
 const JOIN: &str = "/api/v4/join";
@@ -83,10 +85,15 @@ pub fn router(app: App) -> Router {
 /// Answers one request. The gate stands before the router, whose own replies would tell a
 /// stranger which paths exist and what they take (`Allow`).
 pub async fn answer(app: &App, router: Router, request: Request) -> Response {
-    match gate(app, request) {
+    let (began, path) = (Instant::now(), request.uri().path().to_owned());
+    let received = request.body().size_hint().exact().unwrap_or(0);
+    let response = match gate(app, request) {
         Ok(request) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
         Err(status) => status.into_response(),
-    }
+    };
+    let sent = response.body().size_hint().exact().unwrap_or(0);
+    COUNTS.request(&path, response.status().as_u16(), began.elapsed(), received, sent);
+    response
 }
 
 /// Nobody passes whose key is unknown; only then does a path mean anything.

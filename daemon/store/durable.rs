@@ -18,12 +18,14 @@
 
 #![allow(clippy::disallowed_methods)] // this is the file that they are allowed in
 
+use crate::counts::COUNTS;
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A disk operation that failed; clones share one cause, so it can be repeated to every caller.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -115,7 +117,7 @@ impl Appender {
     /// Makes all that was appended durable (fdatasync: the data and the length).
     pub fn sync(&mut self) -> Result<(), DiskError> {
         self.usable()?;
-        let synced = self.file.sync_data();
+        let synced = counted(|| self.file.sync_data());
         self.keep("sync", synced)?;
         self.synced = self.end;
         Ok(())
@@ -173,7 +175,7 @@ pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), DiskErro
         .open(&new)
         .map_err(fail("create"))?;
     file.write_all(bytes).map_err(fail("write"))?; // crash here: the old file, and a stray `.new`
-    file.sync_all().map_err(fail("sync"))?; // crash here: the same
+    counted(|| file.sync_all()).map_err(fail("sync"))?; // crash here: the same
     std::fs::rename(&new, path).map_err(|e| DiskError::new("replace", path, e))?; // old or new
     sync_dir(parent(path))
 }
@@ -232,6 +234,14 @@ pub fn punch(file: &File, path: &Path, range: std::ops::Range<u64>) -> Result<bo
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),
         Err(e) => Err(DiskError::new("free blocks of", path, e)),
     }
+}
+
+/// Tells `/metrics` how long this disk took.
+fn counted(sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let began = Instant::now();
+    let synced = sync();
+    COUNTS.disk_sync(&synced, began.elapsed());
+    synced
 }
 
 fn parent(path: &Path) -> &Path {

@@ -230,6 +230,16 @@ impl Volume {
         FsError::ReadOnly
     }
 
+    /// Chunks that are durable and not yet at all their copies.
+    pub fn copies_owed(&self) -> usize {
+        self.chunks.owed()
+    }
+
+    /// Of the newest commit that this mount shows.
+    pub fn applied_position(&self) -> Position {
+        self.core().view.position()
+    }
+
     /// What is wrong with this mount's view, for `mictlan status`.
     pub fn troubles(&self) -> Vec<Trouble> {
         let mut found = Vec::new();
@@ -271,7 +281,7 @@ impl Volume {
             let what = format!("record {at} was applied, and no cosigned checkpoint covers it yet");
             tell("unproved", false, what, "mictlan status");
         }
-        let owed = self.chunks.owed();
+        let owed = self.copies_owed();
         if owed > 0 {
             let what = format!(
                 "{owed} chunks are durable and not yet at all their copies; this mount tries at \
@@ -284,7 +294,7 @@ impl Volume {
 
     /// The same in lines, as an attribute of every file.
     pub(super) fn view_in_words(&self) -> String {
-        let mut text = format!("applied {}\n", self.core().view.position());
+        let mut text = format!("applied {}\n", self.applied_position());
         text.push_str(&format!("signed {}\n", self.belief.signed()));
         let heard_ms = lock(&self.belief.heard).log.0.elapsed().as_millis();
         text.push_str(&format!("heard_ms {heard_ms}\n"));

@@ -19,6 +19,7 @@ use super::journal::{Entry, Seq};
 use super::local::journal_failed;
 use super::state::{BATCH_BYTES, Batch, Mode};
 use crate::chunks::{Charges, Put};
+use crate::counts::COUNTS;
 use crate::network::CallError;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::{CommitParts, INSIDE_MAX, Outcome, Submission};
@@ -201,6 +202,11 @@ impl Volume {
         };
         let append = Append { submission: request.submission, pass };
         let outcome = self.network.append(&append, self.options.deadline).await;
+        COUNTS.commit(match &outcome {
+            Ok(Outcome::Accepted { .. } | Outcome::Repeated { .. }) => "ordered",
+            Ok(_) | Err(CallError::Refused(_)) => "refused",
+            Err(_) => "unanswered",
+        });
         match outcome {
             Ok(Outcome::Accepted { position, record }) => {
                 self.ordered(position, &record).await?; // steps 4 and 5

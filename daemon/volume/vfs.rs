@@ -8,6 +8,7 @@ use super::local::now;
 use super::state::Mode;
 use super::virtual_xattr::{self, Virtual};
 use super::{Volume, caller};
+use crate::counts::COUNTS;
 use bytes::Bytes;
 use mictlan::id::{Ino, Name};
 use mictlan::meta::error::FsError;
@@ -21,7 +22,7 @@ use mictlan_mount::vfs::{
     SetAttr, SetTime, Space, Vfs, WriteAt, XattrFlags,
 };
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Answer<T> = Result<T, FsError>;
 
@@ -288,7 +289,9 @@ impl Vfs for Volume {
 
     async fn read(self: Arc<Self>, ino: Ino, _handle: u64, offset: u64, len: u32) -> Answer<Bytes> {
         self.believed()?;
-        self.read_bytes(ino, offset, len).await
+        let read = self.read_bytes(ino, offset, len).await;
+        COUNTS.file_read(read.as_ref().map_or(0, Bytes::len));
+        read
     }
 
     async fn write(
@@ -298,7 +301,9 @@ impl Vfs for Volume {
         _handle: u64,
         write: WriteAt,
     ) -> Answer<u32> {
-        self.write_bytes(ino, write).await
+        let written = self.write_bytes(ino, write).await;
+        COUNTS.file_written(written.map_or(0, |len| len as usize));
+        written
     }
 
     async fn flush(self: Arc<Self>, ino: Ino, _handle: u64) -> Answer<()> {
@@ -310,7 +315,10 @@ impl Vfs for Volume {
     }
 
     async fn fsync(self: Arc<Self>, ino: Ino, _handle: Option<u64>) -> Answer<()> {
-        self.sync(ino).await
+        let began = Instant::now();
+        let synced = self.sync(ino).await;
+        COUNTS.fsync(&synced, began.elapsed());
+        synced
     }
 
     async fn list(

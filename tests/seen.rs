@@ -1,0 +1,96 @@
+//! What a peer and a mount tell whoever watches them.
+
+use mictlan_tests::harness::{Home, output, wait_until};
+use mictlan_tests::three::addresses;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+
+/// The body of a page on this machine.
+fn page(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it is served");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("asked");
+    let mut all = String::new();
+    stream.read_to_string(&mut all).expect("answered");
+    let (_, body) = all.split_once("\r\n\r\n").expect("a head");
+    body.to_owned()
+}
+
+/// The number behind `name` with its labels, such as `leads` or `commits_total{result="ordered"}`.
+fn number(page: &str, name: &str) -> f64 {
+    let start = format!("mictlan_{name} ");
+    let line = page.lines().find_map(|line| line.strip_prefix(&start));
+    let number = line.and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("no {name} in:\n{page}"))
+}
+
+fn at_least(page: &str, expected: &[(&str, f64)]) {
+    for (name, least) in expected {
+        let there = number(page, name);
+        assert!(there >= *least, "{name} is {there}, not {least} or more");
+    }
+}
+
+/// On its peers when this returns.
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is counted")]
+fn write_through(path: &Path, bytes: &[u8]) {
+    let mut file = File::create(path).expect("a new file");
+    file.write_all(bytes).and_then(|()| file.sync_all()).expect("on its peers");
+}
+
+#[test]
+fn what_a_peer_and_its_mounts_count_is_told_on_loopback() {
+    let home = Home::new();
+    let places = addresses(4);
+    let [listen, of_peer, of_writer, of_reader] = &places[..] else { panic!("four") };
+    home.ok(&["init", "--listen", listen]);
+    let config = home.path().join("home/config/config.toml");
+    let text = fs::read_to_string(&config).expect("a configuration");
+    fs::write(&config, text.replace("127.0.0.1:4511", of_peer)).expect("written");
+    home.start(&["serve"], "serving");
+
+    let mut bytes = vec![0; 3_000_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    let dir = home.mount_with("writer", &["-o", &format!("metrics={of_writer}")]);
+    write_through(&dir.join("file"), &bytes);
+    let writer = page(of_writer, "/metrics");
+    at_least(
+        &writer,
+        &[
+            ("file_written_bytes_total", 3e6),
+            ("fsync_seconds_count{result=\"ok\"}", 1.0),
+            ("commits_total{result=\"ordered\"}", 1.0),
+        ],
+    );
+    assert_eq!(number(&writer, "copies_owed_chunks"), 0.0);
+
+    let other = home.mount_with("reader", &["-o", &format!("ro,metrics={of_reader}")]);
+    assert!(fs::read(other.join("file")).expect("readable") == bytes);
+    let reader = page(of_reader, "/metrics");
+    let missed = ("chunk_reads_total{result=\"miss\"}", 1.0);
+    at_least(&reader, &[("file_read_bytes_total", 3e6), missed]);
+
+    at_least(
+        &page(of_peer, "/metrics"),
+        &[
+            ("requests_total{route=\"chunks/put\",outcome=\"ok\"}", 1.0),
+            ("request_seconds_count{route=\"append\"}", 1.0),
+            ("received_bytes_total{route=\"chunks/put\"}", 3e6),
+            ("sent_bytes_total{route=\"chunks/one\"}", 3e6),
+            ("disk_sync_seconds_count{result=\"ok\"}", 1.0),
+            ("store_chunks", 1.0),
+        ],
+    );
+    for place in &places[1..] {
+        wait_until("all is well", || page(place, "/health") == "ok\n");
+    }
+    let third = home.empty("third");
+    let third = third.to_str().expect("a plain path");
+    let taken = format!("metrics={of_writer}");
+    let refused = output(&mut home.command(&["mount", "-o", &taken, third]));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("choose another port"), "{said}");
+}
