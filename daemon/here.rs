@@ -10,6 +10,7 @@ use crate::http::admission::Limits;
 use crate::http::server::{Serving, serve_tls, serve_unix};
 use crate::http::tls::TlsError;
 use crate::http::transport::{Transport, TransportError};
+use crate::others::Others;
 use crate::peer::Peer;
 use crate::sequencer::{self, Sequencer};
 use crate::service::{self, Service};
@@ -108,7 +109,7 @@ impl Here {
         });
         let peer =
             Peer::new(options.network, options.identity.id(), Some(store.clone()), Some(service));
-        let peer = Arc::new(peer);
+        let peer = Arc::new(peer.asking(Others::new(transport.clone())));
         tokio::spawn(know_voters(sequencer.clone(), voters));
         Ok(Self { peer, sequencer, store, transport, options, doors: Vec::new() })
     }

@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod link;
 pub mod metrics;
 pub mod network;
+pub mod others;
 pub mod peer;
 pub mod sequencer;
 pub mod service;

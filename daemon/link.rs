@@ -126,9 +126,14 @@ impl Link {
         call!(self, CALL_DEADLINE, true, have(chunks))
     }
 
-    /// The bytes as they came: the caller hashes them against the address before use.
+    /// What the peer itself has, as it came: the caller hashes it against the address before use.
     pub async fn get(&self, chunk: ChunkId) -> Answered<Option<Bytes>> {
         call!(self, CHUNKS_DEADLINE, true, get(chunk))
+    }
+
+    /// The same, from whichever peer has it: this one asks the others for what it lacks.
+    pub async fn fetch(&self, chunk: ChunkId) -> Answered<Option<Bytes>> {
+        call!(self, CHUNKS_DEADLINE, true, fetch(chunk))
     }
 
     /// Bytes with their path to the address; `seal::range` checks them.

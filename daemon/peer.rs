@@ -5,6 +5,7 @@
 //! Invariant: HTTP, the Unix socket and the embedded mount all come through these methods, so
 //! none of them can do what another may not.
 
+use crate::others::Others;
 use crate::store::{self, Checked, ReadError, Store, WriteError};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -140,6 +141,8 @@ pub struct Peer {
     pub principal: PrincipalId,
     store: Option<Arc<Store>>,
     sequencing: Option<Arc<dyn Sequencing>>,
+    /// Whom it asks for chunks that it lacks.
+    others: Option<Others>,
     /// It is about to stop: nobody is kept waiting for news.
     leaving: watch::Sender<bool>,
 }
@@ -151,7 +154,13 @@ impl Peer {
         store: Option<Arc<Store>>,
         sequencing: Option<Arc<dyn Sequencing>>,
     ) -> Self {
-        Self { network, principal, store, sequencing, leaving: watch::Sender::new(false) }
+        let leaving = watch::Sender::new(false);
+        Self { network, principal, store, sequencing, others: None, leaving }
+    }
+
+    /// With a way to the other peers.
+    pub fn asking(self, others: Others) -> Self {
+        Self { others: Some(others), ..self }
     }
 
     /// Who waits for news is sent away, to another peer or to this one when it is back.
@@ -213,6 +222,15 @@ impl Peer {
         Ok(receipts.into_iter().map(|found| found.map(receipt)).collect())
     }
 
+    /// How long a reply with this chunk will be; 0 when it is not here.
+    pub fn stored_bytes(&self, caller: Caller, chunk: ChunkId) -> Result<usize, Failure> {
+        self.allow(caller, |who| who.reads || who.peer.is_some())?;
+        let held = self.store()?.held(chunk);
+        let held = held.map_err(|why| Failure::StoreFailed(why.to_string()))?;
+        Ok(held.map_or(0, |held| held.len as usize))
+    }
+
+    /// What this peer has itself.
     pub async fn get(&self, caller: Caller, chunk: ChunkId) -> Result<Option<Bytes>, Failure> {
         self.allow(caller, |who| who.reads || who.peer.is_some())?;
         self.store()?.get(chunk).await.map_err(|why| match why {
@@ -221,12 +239,33 @@ impl Peer {
         })
     }
 
-    /// How long a reply with this chunk will be; 0 when it is not here.
-    pub fn stored_bytes(&self, caller: Caller, chunk: ChunkId) -> Result<usize, Failure> {
-        self.allow(caller, |who| who.reads || who.peer.is_some())?;
-        let held = self.store()?.held(chunk);
-        let held = held.map_err(|why| Failure::StoreFailed(why.to_string()))?;
-        Ok(held.map_or(0, |held| held.len as usize))
+    /// The same from whatever peer: what this one lacks it fetches from the others, and keeps if
+    /// it belongs here. Another peer is answered with what is here: it asks all others itself, and
+    /// two that lack a chunk must not ask each other without end.
+    pub async fn fetch(&self, caller: Caller, chunk: ChunkId) -> Result<Option<Bytes>, Failure> {
+        let own = self.get(caller, chunk).await;
+        let lacks = matches!(
+            own,
+            Ok(None)
+                | Err(Failure::ChunkDamaged(_) | Failure::StoreFailed(_) | Failure::NotHere(_))
+        );
+        let (Some(others), Some(ledger)) = (&self.others, &self.sequencing) else { return own };
+        if !lacks || self.standing(&caller.principal).peer.is_some() {
+            return own;
+        }
+        let Some(fetched) = others.fetch(chunk, &**ledger).await? else { return own };
+        if fetched.belongs_here
+            && let Err(error) = self.keep(fetched.bytes.clone()).await
+        {
+            tracing::warn!(%chunk, %error, "a chunk that belongs here was fetched and is not kept");
+        }
+        Ok(Some(fetched.bytes))
+    }
+
+    /// Durably and stamped, like any put.
+    async fn keep(&self, bytes: Bytes) -> Result<(), Failure> {
+        let checked = Checked::hashed(bytes).map_err(write_failure)?;
+        self.store()?.put(vec![checked]).await.map_err(write_failure).map(drop)
     }
 
     /// Bytes of the stored chunk with the path from them to its address (`seal::range`).

@@ -71,9 +71,11 @@ pub enum Failure {
     /// It may or may not have been ordered; only the same request again tells.
     #[error("whether it was ordered is not known: {0}")]
     OutcomeUnknown(String),
-    /// No other copy is asked for on the asker's behalf.
+    /// Said to who asked for what this peer has itself.
     #[error("this peer's copy of chunk {0} is damaged")]
     ChunkDamaged(ChunkId),
+    #[error("chunk {0} is not here, and a peer that may have it does not answer")]
+    NotFetched(ChunkId),
 }
 
 fn hint(leader: &Option<PeerId>) -> String {
@@ -118,7 +120,8 @@ impl Failure {
             | StoreFull
             | StoreFailed(_)
             | Busy(_)
-            | ChunkDamaged(_) => Kind::FailedHere,
+            | ChunkDamaged(_)
+            | NotFetched(_) => Kind::FailedHere,
             DeadlinePassed | OutcomeUnknown(_) => Kind::Unknown,
         }
     }

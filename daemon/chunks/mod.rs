@@ -9,24 +9,26 @@ pub mod budget;
 mod cache;
 mod get;
 mod put;
+mod reader;
 mod sender;
 mod watch;
 
 pub use get::GetError;
 pub use put::{Charges, Put, PutError, asked_now, until};
+pub use reader::Reader;
 pub use watch::Said;
 
 use crate::network::Network;
 use budget::Budget;
 use bytes::Bytes;
 use cache::Cache;
-use mictlan::cluster::latency::Latencies;
-use mictlan::cluster::layout::Layout;
+use mictlan::cluster::layout::{Delta, Layout, LayoutError, Member, Weight};
 use mictlan::cluster::place::Copies;
 use mictlan::cluster::put::Owed;
 use mictlan::id::{ChunkId, Label, PeerId, PrincipalId, TimeMs};
+use mictlan::wire::PeerInfo;
 use sender::Sender;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tokio::sync::watch as watched;
@@ -39,7 +41,7 @@ pub struct Chunks {
     /// Sealed bytes that are not durable yet, or that travel inside a commit.
     on_the_way: Mutex<HashMap<ChunkId, Bytes>>,
     owed: Mutex<Owed>,
-    latencies: Mutex<Latencies>,
+    reader: Reader,
     said: Mutex<HashMap<PeerId, watch::Said>>,
     opened: Cache,
     /// What durable chunks still take on their way to their last copies.
@@ -63,17 +65,28 @@ pub struct Placement {
     pub own: Label,
 }
 
+/// Where the ledger places chunks: on peers that store and offer room.
+pub fn layout(peers: &[PeerInfo]) -> Result<Layout, LayoutError> {
+    let mut put = BTreeMap::new();
+    for peer in peers.iter().filter(|peer| peer.storage && peer.weight > 0) {
+        let domain = Label::parse(&peer.domain).ok_or(LayoutError::BadDomain(peer.id))?;
+        put.insert(peer.id, Member { weight: Weight(peer.weight), domain });
+    }
+    Layout::new().change(1, &Delta { put, remove: Vec::new() })
+}
+
 impl Chunks {
     /// A quarter of `memory_bytes` is for opened chunks that are kept to be read again, an eighth
     /// for chunks that are durable and still on their way to their last copies.
     pub fn new(network: Arc<Network>, placement: Placement, memory_bytes: u64) -> Arc<Self> {
+        let reader = Reader::new(network.clone());
         Arc::new(Self {
             network,
             placement: RwLock::new(Arc::new(placement)),
             senders: Mutex::default(),
             on_the_way: Mutex::default(),
             owed: Mutex::new(Owed::default()),
-            latencies: Mutex::default(),
+            reader,
             said: Mutex::default(),
             opened: Cache::new(memory_bytes / 4),
             trailing: Budget::new(memory_bytes / 8),

@@ -6,17 +6,15 @@
 
 use super::connect::{Connected, learn_peers};
 use super::error::CliError;
-use crate::chunks::{Chunks, Placement};
+use crate::chunks::{self, Chunks, Placement};
 use crate::founding::COPIES;
 use crate::host;
 use crate::http::transport::Transport;
 use crate::link::Link;
 use crate::network::Network;
-use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
 use mictlan::cluster::place::Copies;
 use mictlan::id::{Label, PeerId};
 use mictlan::wire::{Answer, PeerInfo, Query};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -72,15 +70,7 @@ impl Placing {
 }
 
 fn placement(peers: &[PeerInfo], copies: Copies) -> Result<Placement, CliError> {
-    let bad = |domain: &str| CliError::BadName(domain.to_owned());
-    let mut put = BTreeMap::new();
-    for peer in peers.iter().filter(|peer| peer.storage && peer.weight > 0) {
-        let domain = Label::parse(&peer.domain).ok_or_else(|| bad(&peer.domain))?;
-        put.insert(peer.id, Member { weight: Weight(peer.weight), domain });
-    }
-    let delta = Delta { put, remove: Vec::new() };
-    let layout =
-        Layout::new().change(1, &delta).map_err(|error| CliError::Usage(error.to_string()))?;
+    let layout = chunks::layout(peers).map_err(|error| CliError::Usage(error.to_string()))?;
     let voters = peers.iter().filter(|peer| peer.voter).count();
     Ok(Placement { layout, copies, voters, own: host::machine() })
 }

@@ -90,6 +90,11 @@ impl Client {
         self.found(self.request(Method::GET, &format!("chunks/{chunk}")), terms).await
     }
 
+    pub async fn fetch(&self, deadline: Duration, chunk: ChunkId) -> Answered<Option<Bytes>> {
+        let terms = Terms { reply_bytes_max: CHUNK_BYTES_MAX, ..terms(deadline, true) };
+        self.found(self.request(Method::GET, &chunk.to_string()), terms).await
+    }
+
     pub async fn get_range(
         &self,
         deadline: Duration,

@@ -22,6 +22,7 @@ use axum::routing::{get, post};
 use axum::{Extension, extract};
 use bytes::Bytes;
 use mictlan::id::ChunkId;
+use mictlan::wire::chunks::CHUNK_BYTES_MAX;
 use mictlan::wire::{self, Failure, MESSAGE_BYTES_MAX};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -78,7 +79,7 @@ pub fn router(app: App) -> Router {
         .route("/hello", post(hello))
         .route("/prove", post(prove))
         .route("/join", get(welcome).post(join))
-        .route("/{address}", get(chunk));
+        .route("/{address}", get(from_whatever_peer));
     Router::new().nest("/api/v4", calls).layer(DefaultBodyLimit::disable()).with_state(app)
 }
 
@@ -138,9 +139,10 @@ impl IntoResponse for Refusal {
             Failure::NotLeader { .. } => StatusCode::MISDIRECTED_REQUEST,
             Failure::NotHere(_) => StatusCode::NOT_IMPLEMENTED,
             Failure::StoreFull => StatusCode::INSUFFICIENT_STORAGE,
-            Failure::StoreFailed(_) | Failure::Busy(_) | Failure::ChunkDamaged(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Failure::StoreFailed(_)
+            | Failure::Busy(_)
+            | Failure::ChunkDamaged(_)
+            | Failure::NotFetched(_) => StatusCode::SERVICE_UNAVAILABLE,
             Failure::DeadlinePassed => StatusCode::GATEWAY_TIMEOUT,
             Failure::OutcomeUnknown(_) => StatusCode::BAD_GATEWAY,
         };
@@ -221,7 +223,8 @@ async fn have(State(app): State<App>, Extension(caller): Who, body: Body) -> Rep
     message(app.peer.have(caller, chunks).await?)
 }
 
-/// The whole stored chunk, or with `Range` a part of its bytes: what `curl` and `b3sum` want.
+/// The whole chunk as this peer stores it, or with `Range` a part of its bytes: what `curl` and
+/// `b3sum` want.
 async fn chunk(
     State(app): State<App>,
     Extension(caller): Who,
@@ -231,6 +234,24 @@ async fn chunk(
     let (chunk, range) = (address(&text)?, range(&headers)?);
     let held = app.budgets.replies.take(app.peer.stored_bytes(caller, chunk)?).await?;
     let bytes = app.peer.get(caller, chunk).await?;
+    part(bytes.map(|bytes| held.keep(bytes)), range)
+}
+
+/// The same, fetched from the other peers if this one lacks it.
+async fn from_whatever_peer(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Path(text): Path<String>,
+    headers: HeaderMap,
+) -> Reply {
+    let (chunk, range) = (address(&text)?, range(&headers)?);
+    // How long one is that is not here shows when it comes.
+    let most = match app.peer.stored_bytes(caller, chunk) {
+        Ok(0) | Err(Failure::StoreFailed(_) | Failure::NotHere(_)) => CHUNK_BYTES_MAX,
+        here => here?,
+    };
+    let held = app.budgets.replies.take(most).await?;
+    let bytes = app.peer.fetch(caller, chunk).await?;
     part(bytes.map(|bytes| held.keep(bytes)), range)
 }
 

@@ -4,7 +4,8 @@
 //! Never: sends, sleeps, reads a clock, or checks bytes; the driver checks before it says
 //! `Arrived`, and says `Lied` when the bytes are not the chunk.
 //! Invariants: a peer is asked again only after every peer was asked and a pause; a liar is never
-//! asked again and is reported once; exactly one of `Done` and `GaveUp` is said, last.
+//! asked again and is reported once; nobody is asked to fetch what the reader can have directly;
+//! exactly one of `Done` and `GaveUp` is said, last.
 
 use super::latency::Latencies;
 use crate::id::{PeerId, TimeMs};
@@ -31,6 +32,11 @@ pub enum Event {
         peer: PeerId,
         why: Failure,
     },
+    /// What came of `Fetch`.
+    NotFetched {
+        peer: PeerId,
+        why: Failure,
+    },
     Tick,
 }
 
@@ -38,7 +44,6 @@ pub enum Event {
 pub enum Failure {
     #[error("cannot be reached")]
     Unreachable,
-    /// It has no copy and could fetch none.
     #[error("does not have it")]
     Missing,
     /// Its own copy is damaged, and it said so.
@@ -51,7 +56,10 @@ pub enum Failure {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
+    /// Ask for what this peer has itself.
     Ask(PeerId),
+    /// This peer answers and has no good copy: have it fetch one from those that do not answer us.
+    Fetch(PeerId),
     /// This peer sent wrong bytes: log it, tell the others, have its copy replaced.
     Report {
         liar: PeerId,
@@ -65,6 +73,16 @@ pub enum Effect {
     },
 }
 
+/// For whom a chunk is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// Who needs it: asks again until the deadline, and has others fetch it.
+    Reader,
+    /// A peer that lacks it, for a reader who asks again himself: one round. It has nobody else
+    /// fetch, so no two peers ever wait for each other.
+    Peer,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ask {
     Not,
@@ -76,10 +94,27 @@ enum Ask {
     Failed(Failure),
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Own,
+    Fetch,
+}
+
+/// One peer, and one way to get the chunk from it.
+#[derive(Debug)]
+struct Source {
+    peer: PeerId,
+    way: Way,
+    /// How long it may take before another is asked beside it.
+    hedge_ms: u64,
+    ask: Ask,
+}
+
 #[derive(Debug)]
 pub struct GetChunk {
-    /// In the order in which they are asked, with how long each may take before a hedge.
-    peers: Vec<(PeerId, u64, Ask)>,
+    asker: Asker,
+    /// In the order in which they are asked: what peers have, then what they can fetch.
+    sources: Vec<Source>,
     give_up_at: TimeMs,
     /// Nobody is asked before: the pause between rounds.
     resume_at: TimeMs,
@@ -88,9 +123,10 @@ pub struct GetChunk {
 }
 
 impl GetChunk {
-    /// `holders` are the placed copies, `others` every other peer: any peer answers for any chunk,
-    /// one that lacks it fetches it. Each list is asked in the order of measured latency.
+    /// `holders` are the placed copies, `others` every other peer: whoever stored it may have it
+    /// still. Each list is asked in the order of measured latency.
     pub fn start(
+        asker: Asker,
         holders: &[PeerId],
         others: &[PeerId],
         latencies: &Latencies,
@@ -103,13 +139,14 @@ impl GetChunk {
                 order.push(peer);
             }
         }
-        let hedge = |peer| {
+        let source = |peer| {
             let usual = latencies.usual_ms(peer);
-            (usual * HEDGE_FACTOR).clamp(HEDGE_MIN_MS, HEDGE_MAX_MS)
+            let hedge_ms = (usual * HEDGE_FACTOR).clamp(HEDGE_MIN_MS, HEDGE_MAX_MS);
+            Source { peer, way: Way::Own, hedge_ms, ask: Ask::Not }
         };
-        let peers = order.into_iter().map(|peer| (peer, hedge(peer), Ask::Not)).collect();
+        let sources = order.into_iter().map(source).collect();
         let (resume_at, pause_ms) = (now, FIRST_PAUSE_MS);
-        let mut get = Self { peers, give_up_at, resume_at, pause_ms, over: false };
+        let mut get = Self { asker, sources, give_up_at, resume_at, pause_ms, over: false };
         let effects = get.go_on(now);
         (get, effects)
     }
@@ -125,19 +162,37 @@ impl GetChunk {
                 return vec![Effect::Done { from: peer }];
             }
             Event::Failed { peer, why } => {
-                if let Some((_, _, ask)) = self.peers.iter_mut().find(|(p, ..)| *p == peer)
-                    && *ask != Ask::Failed(Failure::Lied)
-                {
-                    *ask = Ask::Failed(why);
-                    if why == Failure::Lied {
-                        effects.push(Effect::Report { liar: peer });
-                    }
+                effects.extend(self.failed(peer, Way::Own, why));
+                if matches!(why, Failure::Missing | Failure::Damaged) {
+                    self.may_fetch(peer);
                 }
             }
+            Event::NotFetched { peer, why } => effects.extend(self.failed(peer, Way::Fetch, why)),
             Event::Tick => {}
         }
         effects.extend(self.go_on(now));
         effects
+    }
+
+    fn failed(&mut self, peer: PeerId, way: Way, why: Failure) -> Option<Effect> {
+        let lied = Ask::Failed(Failure::Lied);
+        let known = self.sources.iter().any(|source| source.peer == peer && source.ask == lied);
+        let of = |source: &&mut Source| source.peer == peer && source.way == way;
+        let source = self.sources.iter_mut().find(of)?;
+        if source.ask != lied {
+            source.ask = Ask::Failed(why);
+        }
+        (why == Failure::Lied && !known).then_some(Effect::Report { liar: peer })
+    }
+
+    /// A peer that answered can be asked to fetch, when it comes to that.
+    fn may_fetch(&mut self, peer: PeerId) {
+        let known = |source: &Source| source.peer == peer && source.way == Way::Fetch;
+        if self.asker == Asker::Reader && !self.sources.iter().any(known) {
+            // It asks several others in turn before it answers.
+            let (way, hedge_ms) = (Way::Fetch, HEDGE_MAX_MS);
+            self.sources.push(Source { peer, way, hedge_ms, ask: Ask::Not });
+        }
     }
 
     /// When to call `on` with a `Tick`, if nothing else happens.
@@ -145,11 +200,11 @@ impl GetChunk {
         if self.over {
             return None;
         }
-        let hedges = self.peers.iter().filter_map(|(_, _, ask)| match ask {
-            Ask::Waiting { hedge_at } => Some(*hedge_at),
+        let hedges = self.sources.iter().filter_map(|source| match source.ask {
+            Ask::Waiting { hedge_at } => Some(hedge_at),
             _ => None,
         });
-        let resume = (!self.fresh() && self.unasked()).then_some(self.resume_at);
+        let resume = (!self.fresh() && self.next().is_some()).then_some(self.resume_at);
         hedges.chain(resume).chain([self.give_up_at]).min()
     }
 
@@ -157,18 +212,19 @@ impl GetChunk {
         if now >= self.give_up_at {
             return vec![self.give_up()];
         }
-        for (_, _, ask) in &mut self.peers {
-            if matches!(ask, Ask::Waiting { hedge_at } if now >= *hedge_at) {
-                *ask = Ask::Hedged;
+        for source in &mut self.sources {
+            if matches!(source.ask, Ask::Waiting { hedge_at } if now >= hedge_at) {
+                source.ask = Ask::Hedged;
             }
         }
         if self.fresh() {
             return Vec::new();
         }
-        if !self.unasked() {
-            if self.peers.iter().any(|(_, _, ask)| may_change(*ask)) {
+        if self.next().is_none() {
+            let again = self.sources.iter().any(|source| may_change(source.ask));
+            if again && self.asker == Asker::Reader {
                 self.next_round(now);
-            } else if !self.peers.iter().any(|(_, _, ask)| *ask == Ask::Hedged) {
+            } else if !self.sources.iter().any(|source| source.ask == Ask::Hedged) {
                 return vec![self.give_up()];
             }
         }
@@ -180,9 +236,9 @@ impl GetChunk {
 
     /// Nobody is left to ask: after a pause those are asked again whose answer may be another then.
     fn next_round(&mut self, now: TimeMs) {
-        for (_, _, ask) in &mut self.peers {
-            if may_change(*ask) {
-                *ask = Ask::Not;
+        for source in &mut self.sources {
+            if may_change(source.ask) {
+                source.ask = Ask::Not;
             }
         }
         self.resume_at = TimeMs(now.0 + self.pause_ms);
@@ -190,27 +246,37 @@ impl GetChunk {
     }
 
     fn ask_next(&mut self, now: TimeMs) -> Option<Effect> {
-        let slow = self.peers.iter().filter(|(_, _, ask)| *ask == Ask::Hedged).count();
+        let at = self.next()?;
+        let slow = self.sources.iter().filter(|source| source.ask == Ask::Hedged).count();
         let doubled = slow.min(DOUBLED_MAX);
-        let (peer, hedge_ms, ask) = self.peers.iter_mut().find(|(.., ask)| *ask == Ask::Not)?;
-        *ask = Ask::Waiting { hedge_at: TimeMs(now.0 + (*hedge_ms << doubled)) };
-        Some(Effect::Ask(*peer))
+        let source = &mut self.sources[at];
+        source.ask = Ask::Waiting { hedge_at: TimeMs(now.0 + (source.hedge_ms << doubled)) };
+        Some(match source.way {
+            Way::Own => Effect::Ask(source.peer),
+            Way::Fetch => Effect::Fetch(source.peer),
+        })
     }
 
     /// A request is on its way that may still come in its usual time.
     fn fresh(&self) -> bool {
-        self.peers.iter().any(|(_, _, ask)| matches!(ask, Ask::Waiting { .. }))
+        self.sources.iter().any(|source| matches!(source.ask, Ask::Waiting { .. }))
     }
 
-    fn unasked(&self) -> bool {
-        self.peers.iter().any(|(_, _, ask)| *ask == Ask::Not)
+    /// Who is to be asked next. To fetch only while somebody who may have it cannot be reached:
+    /// what all peers have said that they lack, none of them can fetch.
+    fn next(&self) -> Option<usize> {
+        let away = Ask::Failed(Failure::Unreachable);
+        let away = self.sources.iter().any(|s| s.way == Way::Own && s.ask == away);
+        let due = |s: &Source| s.ask == Ask::Not && (s.way == Way::Own || away);
+        self.sources.iter().position(due)
     }
 
     fn give_up(&mut self) -> Effect {
         self.over = true;
-        let failed = self.peers.iter().filter_map(|(peer, _, ask)| match ask {
-            Ask::Failed(why) => Some((*peer, *why)),
-            Ask::Waiting { .. } | Ask::Hedged => Some((*peer, Failure::Unreachable)),
+        let own = self.sources.iter().filter(|source| source.way == Way::Own);
+        let failed = own.filter_map(|source| match source.ask {
+            Ask::Failed(why) => Some((source.peer, why)),
+            Ask::Waiting { .. } | Ask::Hedged => Some((source.peer, Failure::Unreachable)),
             Ask::Not => None,
         });
         Effect::GaveUp { failed: failed.collect() }
@@ -231,8 +297,13 @@ mod tests {
     const END: TimeMs = TimeMs(60_000);
 
     fn get(holders: &[u64], others: &[u64]) -> (GetChunk, Vec<Effect>) {
+        get_for(Asker::Reader, holders, others)
+    }
+
+    fn get_for(asker: Asker, holders: &[u64], others: &[u64]) -> (GetChunk, Vec<Effect>) {
         let peers = |list: &[u64]| list.iter().map(|n| PeerId(*n)).collect::<Vec<_>>();
-        GetChunk::start(&peers(holders), &peers(others), &Latencies::new(), TimeMs(0), END)
+        let (holders, others) = (peers(holders), peers(others));
+        GetChunk::start(asker, &holders, &others, &Latencies::new(), TimeMs(0), END)
     }
 
     fn failed(peer: u64, why: Failure) -> Event {
@@ -289,12 +360,45 @@ mod tests {
         assert!(matches!(get(&[], &[]).1[..], [Effect::GaveUp { .. }]), "no peers at all");
     }
 
+    #[test]
+    fn a_peer_that_lacks_it_fetches_it_when_one_that_may_have_it_cannot_be_reached() {
+        let (mut get, _) = get(&[1, 2], &[3]);
+        assert_eq!(get.on(TimeMs(1), failed(1, Failure::Unreachable)), [Effect::Ask(PeerId(2))]);
+        assert_eq!(get.on(TimeMs(2), failed(2, Failure::Missing)), [Effect::Ask(PeerId(3))]);
+        let next = get.on(TimeMs(3), failed(3, Failure::Damaged));
+        assert_eq!(next, [Effect::Fetch(PeerId(2))], "all were asked for what they have first");
+        let not = Event::NotFetched { peer: PeerId(2), why: Failure::Unreachable };
+        assert_eq!(get.on(TimeMs(4), not), [Effect::Fetch(PeerId(3))]);
+        let done = get.on(TimeMs(5), Event::Arrived { peer: PeerId(3) });
+        assert_eq!(done, [Effect::Done { from: PeerId(3) }]);
+    }
+
+    #[test]
+    fn nobody_fetches_what_every_peer_says_that_it_lacks() {
+        let (mut get, _) = get(&[1, 2], &[]);
+        assert_eq!(get.on(TimeMs(1), failed(1, Failure::Missing)), [Effect::Ask(PeerId(2))]);
+        let why = vec![(PeerId(1), Failure::Missing), (PeerId(2), Failure::Damaged)];
+        let gone = get.on(TimeMs(2), failed(2, Failure::Damaged));
+        assert_eq!(gone, [Effect::GaveUp { failed: why }]);
+    }
+
+    #[test]
+    fn a_peer_asks_each_other_once_and_has_none_fetch() {
+        let (mut get, _) = get_for(Asker::Peer, &[1], &[2]);
+        assert_eq!(get.on(TimeMs(1), failed(1, Failure::Unreachable)), [Effect::Ask(PeerId(2))]);
+        let why = vec![(PeerId(1), Failure::Unreachable), (PeerId(2), Failure::Missing)];
+        let gone = get.on(TimeMs(2), failed(2, Failure::Missing));
+        assert_eq!(gone, [Effect::GaveUp { failed: why }]);
+    }
+
     /// How a simulated peer answers each time it is asked.
     #[derive(Debug, Clone, Copy)]
     enum Peer {
         Good(u64),
         Fails(Failure),
         Silent,
+        /// It has the chunk; the other peers reach it, the reader does not.
+        Behind,
     }
 
     fn any_peer() -> impl Strategy<Value = Peer> {
@@ -307,15 +411,18 @@ mod tests {
         prop_oneof![
             (1u64..5_000).prop_map(Peer::Good),
             why.prop_map(Peer::Fails),
-            Just(Peer::Silent)
+            Just(Peer::Silent),
+            Just(Peer::Behind)
         ]
     }
 
     proptest! {
         #[test]
-        fn one_good_peer_is_enough_and_every_read_ends(
+        fn one_good_peer_that_somebody_reaches_is_enough_and_every_read_ends(
             peers in prop::collection::vec(any_peer(), 0..6),
         ) {
+            let has = |peer: &Peer| matches!(peer, Peer::Good(_) | Peer::Behind);
+            let found = peers.iter().any(has);
             let all: Vec<u64> = (0..peers.len() as u64).collect();
             let (holders, others) = all.split_at(all.len() / 2);
             let (mut get, mut effects) = get(holders, others);
@@ -331,8 +438,19 @@ mod tests {
                             Peer::Fails(why) => {
                                 answers.push((TimeMs(now.0 + 1), Event::Failed { peer, why }));
                             }
+                            Peer::Behind => {
+                                let why = Failure::Unreachable;
+                                answers.push((TimeMs(now.0 + 1), Event::Failed { peer, why }));
+                            }
                             Peer::Silent => {}
                         },
+                        Effect::Fetch(peer) => {
+                            let why = Failure::Missing;
+                            answers.push((TimeMs(now.0 + 1), match found {
+                                true => Event::Arrived { peer },
+                                false => Event::NotFetched { peer, why },
+                            }));
+                        }
                         Effect::Report { .. } => {}
                         end => ends.push(end),
                     }
@@ -348,8 +466,11 @@ mod tests {
             }
             prop_assert_eq!(ends.len(), 1, "exactly one end");
             prop_assert!(now <= END);
+            let lacks = |peer: &Peer| {
+                matches!(peer, Peer::Fails(Failure::Missing | Failure::Damaged))
+            };
             let good = peers.iter().any(|peer| matches!(peer, Peer::Good(_)));
-            if good {
+            if good || (found && peers.iter().any(lacks)) {
                 prop_assert!(matches!(ends[0], Effect::Done { .. }), "{ends:?}");
             }
         }

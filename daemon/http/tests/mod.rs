@@ -4,6 +4,7 @@
 
 mod bodies;
 mod calls;
+mod fetching;
 mod joining;
 mod strangers;
 
@@ -13,12 +14,13 @@ use crate::http::tls;
 use crate::http::transport::Transport;
 use crate::identity::join::public_keys;
 use crate::link::Link;
+use crate::others::Others;
 use crate::peer::{Peer, RaftCall, Sequencing, Standing};
 use crate::store::{self, SEGMENT_BYTES, Store};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
-use mictlan::id::{Label, NetworkId, PeerId, Position, PrincipalId, TimeMs};
+use mictlan::id::{Epoch, Label, NetworkId, PeerId, Position, PrincipalId, TimeMs, VolumeId};
 use mictlan::ledger::record::body::{Body, Genesis, Peer as PeerBody, PeerState};
 use mictlan::ledger::record::{
     Line, NO_RECORD, Proposal, Ulid, genesis_hash, genesis_message, write_line,
@@ -26,7 +28,7 @@ use mictlan::ledger::record::{
 use mictlan::seal::{Principal, Secret};
 use mictlan::wire::{
     Answer, Append, Barrier, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join,
-    Joined, OpenSession, Outcome, Page, Query, SessionOpened,
+    Joined, OpenSession, Outcome, Page, PeerInfo, Query, SessionOpened, VolumeInfo,
 };
 use rustls::pki_types::ServerName;
 use std::collections::HashMap;
@@ -87,6 +89,9 @@ struct Scripted {
     /// The keys of invites that are good, once.
     invites: Mutex<Vec<PrincipalId>>,
     joins: Mutex<Vec<Join>>,
+    /// Whose ledger this is, and the peers that it names.
+    me: PeerId,
+    peers: Mutex<Vec<PeerInfo>>,
 }
 
 const HEAD: Head = Head { size: Position(7), chain: [9; 32], t: TimeMs(3) };
@@ -103,7 +108,7 @@ impl Sequencing for Scripted {
         self.standings.get(principal).copied().unwrap_or_default()
     }
     fn id(&self) -> Option<PeerId> {
-        Some(PeerId(1))
+        Some(self.me)
     }
     fn leader(&self) -> Option<PeerId> {
         Some(PeerId(2))
@@ -158,8 +163,14 @@ impl Sequencing for Scripted {
         };
         ready(Ok(part)).boxed()
     }
-    fn answer(&self, _: PrincipalId, _: Query) -> Result<Answer, Failure> {
-        Ok(Answer::Volumes(Vec::new()))
+    fn answer(&self, _: PrincipalId, query: Query) -> Result<Answer, Failure> {
+        match query {
+            Query::Peers => {
+                let peers = self.peers.lock().expect("no holder panics").clone();
+                Ok(Answer::Peers { layout: 1, peers })
+            }
+            _ => Ok(Answer::Volumes(vec![one_copy()])),
+        }
     }
     fn genesis(&self) -> Vec<u8> {
         self.genesis.clone()
@@ -193,13 +204,27 @@ impl Sequencing for Scripted {
     }
 }
 
-/// Who is who in the script: 1 the peer itself, 2 another peer, 3 a writer, 4 a reader.
+/// A volume each of whose chunks lies on one peer.
+fn one_copy() -> VolumeInfo {
+    VolumeInfo {
+        id: VolumeId([1; 16]),
+        name: label("main"),
+        epoch: Epoch(1),
+        copies: 1,
+        compress: true,
+        made: Position(1),
+        root: None,
+    }
+}
+
+/// Who is who in the script: 1 the peer itself, 2 and 5 other peers, 3 a writer, 4 a reader.
 fn standings() -> HashMap<PrincipalId, Standing> {
     let known = Standing { known: true, ..Standing::default() };
     let peer = |n| Standing { peer: Some(PeerId(n)), voter: true, ..known };
     HashMap::from([
         (principal(1).id(), peer(1)),
         (principal(2).id(), peer(2)),
+        (principal(5).id(), peer(5)),
         (principal(3).id(), Standing { reads: true, writes: true, ..known }),
         (principal(4).id(), Standing { reads: true, ..known }),
     ])
@@ -241,11 +266,14 @@ impl Host {
             standings: standings(),
             invites: Mutex::default(),
             joins: Mutex::default(),
+            me: PeerId(n.into()),
+            peers: Mutex::default(),
         });
         let key = principal(n);
         let store = Arc::new(store.expect("a new store"));
         let peer = Peer::new(network, key.id(), Some(store), Some(ledger.clone()));
-        let peer = Arc::new(peer);
+        let transport = Transport::new(key.clone()).expect("a transport");
+        let peer = Arc::new(peer.asking(Others::new(transport)));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let serving = serve_tls(listener, &key, peer.clone(), limits).expect("a TLS server");
