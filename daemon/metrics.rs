@@ -111,6 +111,8 @@ impl Told for OfPeer {
         say("ledger_records", "Records that this peer has applied", size);
         let published = self.sequencer.published().map_or(0, |published| published.size);
         say("ledger_published_records", "Records under a published checkpoint", published);
+        let votes = self.sequencer.voters().contains(&self.sequencer.id());
+        say("votes", "1 if this peer votes, 0 if it stores and follows", u64::from(votes));
         say("leads", "1 if this peer leads", u64::from(self.sequencer.leads()));
         let leader = self.sequencer.leader().map_or(0, |leader| leader.0);
         say("leader", "The peer that leads; 0 if none is known", leader);

@@ -12,10 +12,9 @@ use mictlan_tests::canary::{Canary, Search};
 use mictlan_tests::capture::Capture;
 use mictlan_tests::disk::needs_root;
 use mictlan_tests::harness::{Home, wait_until};
-use mictlan_tests::three::{Peer, Three, files};
+use mictlan_tests::three::{Peer, Three, files, metrics};
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -159,17 +158,6 @@ fn keys(three: &Three, home: &Home, member: &str) -> Vec<Canary> {
         all.push(("a data secret", *secrets.data.as_ref().expect("a writer's").expose()));
     }
     all.into_iter().map(|(name, key)| Canary { name: name.into(), bytes: key.into() }).collect()
-}
-
-/// What a peer tells of itself to its own machine.
-fn metrics(address: &str) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).expect("metrics are served");
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("asked");
-    let mut all = Vec::new();
-    stream.read_to_end(&mut all).expect("answered");
-    assert!(String::from_utf8_lossy(&all).contains("mictlan_store_chunks"), "no metrics");
-    all
 }
 
 #[test]

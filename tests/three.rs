@@ -1,10 +1,12 @@
-//! A network of three peers, each a process with a home and a failure domain of its own.
+//! A network of three peers, each a process with a home and a failure domain of its own, and of
+//! those that a test adds.
 //!
 //! Owns: their addresses, and which of them run.
 //! Invariant: when `Three::start` returns, all three vote.
 
 use crate::harness::{Home, signal, wait_until};
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +15,8 @@ pub struct Peer {
     pub home: Home,
     pub listen: String,
     domain: String,
+    /// What it says when it has said all to the others, and takes its part.
+    ready: &'static str,
     pid: Mutex<Option<i32>>,
 }
 
@@ -38,16 +42,17 @@ pub fn addresses(count: usize) -> Vec<String> {
 
 impl Peer {
     fn new(listen: String, domain: &str) -> Self {
-        Self { home: Home::new(), listen, domain: domain.to_owned(), pid: Mutex::new(None) }
+        let (domain, pid) = (domain.to_owned(), Mutex::new(None));
+        Self { home: Home::new(), listen, domain, ready: "voting in", pid }
     }
 
     fn pid(&self) -> std::sync::MutexGuard<'_, Option<i32>> {
         self.pid.lock().expect("no test panics here")
     }
 
-    /// Serves, and waits until its vote counts.
+    /// Serves, and waits until its vote counts, or without one until it has followed the ledger.
     pub fn serve(&self) {
-        self.serve_until("voting in");
+        self.serve_until(self.ready);
     }
 
     /// `serving` is said as soon as its door is open.
@@ -103,6 +108,17 @@ impl Peer {
     }
 }
 
+/// What a peer tells of itself to its own machine.
+pub fn metrics(address: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).expect("metrics are served");
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("asked");
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).expect("answered");
+    assert!(String::from_utf8_lossy(&all).contains("mictlan_store_chunks"), "no metrics");
+    all
+}
+
 /// Every file below a directory with its size; a file that goes meanwhile is left out.
 pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
@@ -147,6 +163,16 @@ impl Three {
             peer.serve();
         }
         three
+    }
+
+    /// One more peer, which stores and does not vote.
+    pub fn add_storage(&mut self, name: &str) {
+        let peer = Peer::new(addresses(1).remove(0), name);
+        let peer = Peer { ready: "storing for", ..peer };
+        let code = self.invite(&["--role", "storage", "--no-vote"]);
+        peer.home.ok(&["join", &code, "--listen", &peer.listen, "--name", name]);
+        peer.serve();
+        self.peers.push(peer);
     }
 
     /// A code, made while the founder serves.

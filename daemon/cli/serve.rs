@@ -121,9 +121,8 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
         {
             tracing::warn!(%error, "the configuration still says that this peer asks for a vote");
         }
-        if here.sequencer.voters().contains(&PeerId(serve.id)) {
-            say(&format!("voting in {name}"));
-        }
+        let votes = here.sequencer.voters().contains(&PeerId(serve.id));
+        say(&format!("{} {name}", if votes { "voting in" } else { "storing for" }));
         std::future::pending::<()>().await;
     };
     tokio::select! {

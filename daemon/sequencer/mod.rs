@@ -310,6 +310,10 @@ impl Sequencer {
         self.leader() == Some(self.me)
     }
 
+    pub fn id(&self) -> PeerId {
+        self.me
+    }
+
     pub fn voters(&self) -> Vec<PeerId> {
         self.raft.metrics().borrow().membership_config.voter_ids().map(PeerId).collect()
     }

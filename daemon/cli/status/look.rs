@@ -32,7 +32,9 @@ pub async fn network(
     name: &Label,
     configured: &Configured,
 ) -> Result<(), CliError> {
-    let key = config.key.as_ref().ok_or(CliError::NoKey)?;
+    // Where nobody but a peer lives, it looks for itself.
+    let own = configured.serve.as_ref().map(|serve| &serve.key);
+    let key = config.key.as_ref().or(own).ok_or(CliError::NoKey)?;
     let principal = Arc::new(connect::load_key(paths, key)?);
     let transport = Transport::new(principal.clone())?;
     let mut near = None;
@@ -138,6 +140,8 @@ fn said(error: &LinkError) -> String {
 
 fn line(info: &PeerInfo, status: Result<Status, String>) -> PeerLine {
     let store = status.as_ref().ok().and_then(|status| status.store.clone());
+    let head = status.as_ref().ok().and_then(|status| status.head);
+    let published = status.as_ref().ok().and_then(|status| status.published);
     PeerLine {
         id: info.id.0,
         name: info.name.to_string(),
@@ -151,6 +155,8 @@ fn line(info: &PeerInfo, status: Result<Status, String>) -> PeerLine {
         capacity_bytes: store.as_ref().map(|store| store.capacity_bytes),
         used_bytes: store.as_ref().map(|store| store.used_bytes),
         chunks: store.as_ref().map(|store| store.chunks),
+        records: head.map(|head| head.size.0),
+        published: published.map(|size| size.0),
         out_of_service: store.and_then(|store| store.out_of_service),
     }
 }

@@ -93,6 +93,9 @@ pub struct PeerLine {
     pub capacity_bytes: Option<u64>,
     pub used_bytes: Option<u64>,
     pub chunks: Option<u64>,
+    /// How far it has followed the ledger, and how far that is under a checkpoint that it proved.
+    pub records: Option<u64>,
+    pub published: Option<u64>,
     pub out_of_service: Option<String>,
 }
 

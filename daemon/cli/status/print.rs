@@ -18,7 +18,7 @@ pub fn status(report: &Report, as_json: bool) {
         println!("  ledger    {records} records, {published} under a published checkpoint");
     }
     for peer in &report.peers {
-        println!("  peer {:<4} {}", peer.id, room(peer));
+        println!("  peer {:<4} {:<7} {}", peer.id, role(peer), room(peer));
     }
     for mount in &report.mounts {
         println!("  mount     {} on {}", mount.source, mount.dir);
@@ -31,9 +31,13 @@ pub fn status(report: &Report, as_json: bool) {
 
 fn room(peer: &PeerLine) -> String {
     let name = &peer.name;
+    let follows = match peer.records {
+        Some(records) if peer.answers => format!(", {records} records"),
+        _ => String::new(),
+    };
     match (peer.used_bytes, peer.capacity_bytes) {
         (Some(used), Some(capacity)) => {
-            format!("{name}: {} of {} used", size(used), size(capacity))
+            format!("{name}: {} of {} used{follows}", size(used), size(capacity))
         }
         _ if peer.answers => format!("{name}: answers, keeps no chunks"),
         _ => format!("{name}: {}", peer.last_word.as_deref().unwrap_or("no answer")),
@@ -45,9 +49,17 @@ pub fn peers(report: &Report, as_json: bool) {
         return json(&report.peers);
     }
     for peer in &report.peers {
-        let voter = if peer.voter { "voter" } else { "-" };
-        let at = peer.addresses.join(",");
-        println!("{:<4} {voter:<6} {:<16} {at:<22} {}", peer.id, peer.domain, room(peer));
+        let (at, role) = (peer.addresses.join(","), role(peer));
+        println!("{:<4} {role:<7} {:<16} {at:<22} {}", peer.id, peer.domain, room(peer));
+    }
+}
+
+/// Every voter stores as well, unless its record says that it does not.
+fn role(peer: &PeerLine) -> &'static str {
+    match (peer.voter, peer.storage) {
+        (true, _) => "voter",
+        (false, true) => "storage",
+        (false, false) => "-",
     }
 }
 
