@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command};
 
@@ -74,13 +75,12 @@ fn lines_of_a_killed_mount_come_back_behind_those_that_were_appended_since() {
     // SAFETY: the descriptor is open as long as `log` lives.
     assert_eq!(unsafe { libc::fsync(log.as_raw_fd()) }, 0, "it is committed");
     drop(log);
-    // Without a majority nothing more is committed: the lines are in the journal alone.
-    three.peers[1].kill();
-    three.peers[2].kill();
+    // Nobody is there to take a commit, not even to keep it for later: the lines are in the journal
+    // alone.
+    three.peers.iter().for_each(|peer| peer.kill());
     append(&dir, "killed");
     alice.kill_daemon(&dir);
-    three.peers[1].serve_until("serving");
-    three.peers[2].serve_until("serving");
+    three.peers.iter().for_each(|peer| peer.serve_until("serving"));
     let other = bob.mount("mnt");
     append(&other, "since");
     bob.unmount(&other);
@@ -88,4 +88,50 @@ fn lines_of_a_killed_mount_come_back_behind_those_that_were_appended_since() {
     let text = fs::read_to_string(dir.join("log")).expect("readable");
     check(&text, &["killed", "since"], LINES, &alice.log());
     assert!(text.starts_with("since 0\n"), "what was committed keeps its place");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a program's own rename is what is tested")]
+fn what_another_mount_made_impossible_is_kept_in_bytes_and_in_words() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    let dir = alice.mount("mnt");
+    fs::write(dir.join("moved"), b"").expect("made");
+    fs::create_dir(dir.join("sub")).expect("made");
+    fs::write(dir.join("sub/shut"), b"").expect("made");
+    let root = File::open(&dir).expect("a directory");
+    // SAFETY: the descriptor is open as long as `root` lives.
+    assert_eq!(unsafe { libc::fsync(root.as_raw_fd()) }, 0, "all is committed");
+    drop(root);
+    // Nobody is there to take a commit: what follows is in the journal alone.
+    three.peers.iter().for_each(|peer| peer.kill());
+    fs::rename(dir.join("moved"), dir.join("renamed")).expect("acknowledged");
+    let mode = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(dir.join("sub/shut"), mode).expect("acknowledged");
+    fs::write(dir.join("new"), b"alice's").expect("acknowledged");
+    alice.kill_daemon(&dir);
+    three.peers.iter().for_each(|peer| peer.serve_until("serving"));
+    let other = bob.mount("mnt");
+    fs::remove_file(other.join("moved")).expect("bob is alone");
+    fs::remove_file(other.join("sub/shut")).expect("bob is alone");
+    fs::write(other.join("new"), b"bob's").expect("bob is alone");
+    bob.unmount(&other);
+
+    let dir = alice.mount("mnt");
+    assert_eq!(fs::read(dir.join("new")).expect("bob was first"), b"bob's");
+    let kept = |start: &str| {
+        let names = fs::read_dir(&dir).expect("readable").map(|entry| entry.expect("a name"));
+        let found = names
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().expect("named").to_string_lossy().starts_with(start));
+        let found = found.unwrap_or_else(|| panic!("no {start}{}", alice.log()));
+        fs::read_to_string(found).expect("readable")
+    };
+    assert_eq!(kept("new.recovered-"), "alice's");
+    let list = kept("operations.recovered-");
+    let said: Vec<&str> = list.lines().collect();
+    assert_eq!(said.len(), 3, "{list}");
+    assert_eq!(said[0], "rename /moved to /renamed: no such file or directory");
+    assert!(said[1].starts_with("set mode 0600 of /inode-"), "{list}");
+    assert_eq!(said[2], "make the file /new: the name exists already");
 }

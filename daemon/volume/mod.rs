@@ -114,6 +114,8 @@ pub struct Volume {
     belief: belief::Belief,
     /// Told when a record changed the peers, the layout, or this volume.
     network_changed: Arc<Notify>,
+    /// What could not be done again.
+    kept: Mutex<recover::keep::Kept>,
     /// What the kernel must forget.
     stale: tokio::sync::mpsc::UnboundedSender<Stale>,
 }

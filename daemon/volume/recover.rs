@@ -12,35 +12,28 @@
 //!    already and changes nothing);
 //! 4. the old journal is removed.
 //!
-//! Invariant: an acknowledged entry is committed again, or its bytes are in a file
-//! `NAME.recovered-HOST-TIME`, or it is named in the log: never silently gone.
+//! Invariant: an acknowledged entry is committed again, or kept as `keep` says.
 
 mod choose;
+pub(super) mod keep;
 
 use self::choose::{Again, choose, chunks_of};
+use super::Volume;
 use super::epoch::Moved;
 use super::file::{OpenFile, What};
 use super::journal::Left;
 use super::local::Under;
 use super::start::OpenError;
-use super::{Volume, local};
-use crate::host;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::Outcome;
-use mictlan::id::{Attempt, ChunkId, Epoch, Ino, Name, Position, SessionId};
+use mictlan::id::{Attempt, ChunkId, Epoch, Position, SessionId};
 use mictlan::ledger::record::body::{Body, Fence};
 use mictlan::meta::error::FsError;
-use mictlan::meta::inode::{FileKind, Stamp};
-use mictlan::meta::key::Span;
-use mictlan::meta::namespace::{Append, Make, Op, Place, SetTime, Write};
-use mictlan::meta::tree::Read;
-use mictlan::meta::value::Value;
+use mictlan::meta::inode::Stamp;
+use mictlan::meta::namespace::{Op, SetTime};
 use mictlan::wire::{Answer, Query};
 use std::collections::HashSet;
 use std::sync::Arc;
-
-/// Dirents looked through for the name that an inode has.
-const NAMES_MAX: usize = 100_000;
 
 /// How the session of a journal stands.
 enum Fenced {
@@ -156,7 +149,7 @@ impl Volume {
             Again::Data { ino, place, mtime, kill_priv, bytes } => {
                 let under = Under::Certification;
                 let gone = self.inode(ino).await.is_err();
-                let ino = if gone { self.recovered_file(ino, mtime, under).await? } else { ino };
+                let ino = if gone { self.file_for_bytes(ino, mtime, under).await? } else { ino };
                 let charge = self.budget.charge(bytes.len()).await;
                 let file = self.core().file(ino);
                 match place {
@@ -207,86 +200,5 @@ impl Volume {
     async fn seal_now(&self, file: &Arc<OpenFile>) -> Result<(), FsError> {
         let _order = file.order.lock().await;
         self.seal_file(file, What::Everything).await
-    }
-
-    /// An operation that was acknowledged and cannot happen any more. Bytes get a file of their
-    /// own; anything else is named for the person who did it.
-    pub(super) async fn refused_again(
-        &self,
-        now: Stamp,
-        op: Op,
-        error: FsError,
-        under: Under,
-    ) -> Result<(), FsError> {
-        tracing::error!(operation = ?op, %error,
-            "an operation of an earlier mount was acknowledged and is refused now, because another \
-             mount changed the same thing meanwhile");
-        self.core().broken_promise = Some(FsError::Io);
-        let again = match op {
-            Op::Write(write) if !write.extents.is_empty() => {
-                let ino = self.recovered_file(write.ino, now, under).await?;
-                Op::Write(Write { ino, ..write })
-            }
-            Op::Append(append) => {
-                let ino = self.recovered_file(append.ino, now, under).await?;
-                Op::Append(Append { ino, ..append })
-            }
-            _ => return Ok(()),
-        };
-        self.place(&again, now, under).await?;
-        Ok(())
-    }
-
-    /// A new file that takes the bytes that were meant for `lost`.
-    async fn recovered_file(&self, lost: Ino, at: Stamp, under: Under) -> Result<Ino, FsError> {
-        let name = self
-            .name_of(lost)
-            .await?
-            .unwrap_or_else(|| format!("inode-{}", lost.0).into_bytes().into());
-        let mut text = name.into_vec();
-        text.truncate(150);
-        text.extend_from_slice(format!(".recovered-{}-{}", host::machine(), at.secs).as_bytes());
-        text.truncate(255);
-        let name = Name::parse(&text).map_err(|_| FsError::Invalid)?;
-        let found = self.find(Ino::ROOT, &name).await;
-        if let Ok((ino, _)) = found {
-            return Ok(ino); // the earlier bytes of the same file
-        }
-        let ino = self.new_ino()?;
-        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let make = Make {
-            at: Place { dir: Ino::ROOT, name: name.clone() },
-            ino,
-            kind: FileKind::File,
-            mode: 0o600,
-            umask: 0,
-            uid,
-            gid,
-            rdev: 0,
-            target: Box::default(),
-        };
-        self.place(&Op::Make(make), local::now(), under).await?;
-        tracing::error!(?name, "bytes of an earlier mount are kept in this file");
-        Ok(ino)
-    }
-
-    /// The name that an inode had in its home directory, if it still has one.
-    async fn name_of(&self, ino: Ino) -> Result<Option<Box<[u8]>>, FsError> {
-        let Ok(inode) = self.inode(ino).await else { return Ok(None) };
-        let names = self
-            .ask(|core| {
-                let span = Span::children(inode.home);
-                Ok(core.view.range(span.from(), span.to(), NAMES_MAX)?)
-            })
-            .await?;
-        let named = names.into_iter().find_map(|(key, value)| match (key, value) {
-            (mictlan::meta::key::Key::Dirent { name, .. }, Value::Dirent { ino: there, .. })
-                if there == ino =>
-            {
-                Some(name.as_bytes().into())
-            }
-            _ => None,
-        });
-        Ok(named)
     }
 }

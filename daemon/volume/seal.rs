@@ -338,14 +338,14 @@ impl Volume {
     }
 
     /// How new data is stored, as the volume's record says.
-    fn codec(&self) -> Codec {
+    pub(super) fn codec(&self) -> Codec {
         match self.compress.load(Ordering::Relaxed) {
             true => Codec::Zstd,
             false => Codec::Stored,
         }
     }
 
-    fn seal_data(&self, plaintext: &[u8], codec: Codec) -> Result<Sealed, FsError> {
+    pub(super) fn seal_data(&self, plaintext: &[u8], codec: Codec) -> Result<Sealed, FsError> {
         seal::seal(self.ring().current(), Kind::Data, codec, &[], plaintext).map_err(|error| {
             tracing::error!(%error, "sealing failed; the bytes stay in memory");
             FsError::Io

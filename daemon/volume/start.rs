@@ -286,6 +286,7 @@ pub(super) fn assemble(
         }),
         turn: tokio::sync::Mutex::new(()),
         stale,
+        kept: Default::default(),
         network_changed: start.network_changed.clone(),
         recalled: AtomicBool::new(false),
         grant: AtomicU64::new(0),
