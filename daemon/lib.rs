@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod network;
 pub mod others;
 pub mod peer;
+pub mod presence;
 pub mod sequencer;
 pub mod service;
 pub mod store;

@@ -8,6 +8,7 @@
 use crate::http::transport::Transport;
 use crate::link::{Link, LinkError, Trouble};
 use crate::peer::RaftCall;
+use crate::presence::Presence;
 use crate::sequencer::raft::network::{Call, CallError, RaftTransport};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -15,12 +16,17 @@ use futures::future::BoxFuture;
 use mictlan::id::{PeerId, PrincipalId};
 use mictlan::wire::PeerInfo;
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+
+/// A voter that answers no heartbeat for so long is away; one that is late now and then is not.
+const SILENCE: Duration = Duration::from_secs(3);
 
 pub struct Voters {
     transport: Transport,
     links: RwLock<HashMap<PeerId, Link>>,
+    /// Of the other voters, as long as this one leads.
+    presence: Arc<Presence>,
 }
 
 impl Voters {
@@ -30,7 +36,7 @@ impl Voters {
             (*id, transport.voter_link(*key, addresses))
         };
         let links = RwLock::new(seeds.iter().map(link).collect());
-        Self { transport, links }
+        Self { transport, links, presence: Arc::new(Presence::new(SILENCE)) }
     }
 
     /// The way to a voter, if it is known.
@@ -57,7 +63,10 @@ impl RaftTransport for Voters {
         within: Duration,
     ) -> BoxFuture<'static, Result<Bytes, CallError>> {
         let link = self.link(to);
-        async move {
+        // One of these goes to each voter many times a second; others may fail for what they say.
+        let steady = matches!(call, Call::Heartbeat | Call::Append);
+        let presence = steady.then(|| self.presence.clone());
+        let answer = async move {
             let link = link.ok_or(CallError::Unreachable(to))?;
             let answer = tokio::time::timeout(within, link.raft(wire(call), body, within)).await;
             match answer {
@@ -73,8 +82,17 @@ impl RaftTransport for Voters {
                     Err(CallError::Unreachable(to))
                 }
             }
-        }
-        .boxed()
+        };
+        answer.inspect(move |answer| tell(presence, to, answer)).boxed()
+    }
+}
+
+/// What a voter's answer says of its being there.
+fn tell(presence: Option<Arc<Presence>>, voter: PeerId, answer: &Result<Bytes, CallError>) {
+    match (presence, answer) {
+        (None, _) => {}
+        (Some(presence), Ok(_) | Err(CallError::Refused(_))) => presence.heard(voter),
+        (Some(presence), Err(why)) => presence.missed(voter, why),
     }
 }
 

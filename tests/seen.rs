@@ -1,7 +1,7 @@
 //! What a peer and a mount tell whoever watches them.
 
 use mictlan_tests::harness::{Home, output, wait_until};
-use mictlan_tests::three::addresses;
+use mictlan_tests::three::{Three, addresses};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -93,4 +93,30 @@ fn what_a_peer_and_its_mounts_count_is_told_on_loopback() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("choose another port"), "{said}");
+}
+
+#[test]
+fn a_peer_that_goes_and_comes_back_is_told_with_its_time() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount("mnt");
+    let away = || {
+        let report = alice.run(&["status", "--json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+        let problems = report["problems"].as_array().expect("a list").clone();
+        problems.into_iter().find(|problem| problem["code"] == "peer-away")
+    };
+    three.peers[2].kill();
+    wait_until("status says who is away", || away().is_some());
+    let said = away().expect("still")["what"].to_string();
+    assert!(said.contains("peer 3 has not answered this mount since 20"), "{said}");
+    wait_until("the voter that leads says so too", || {
+        three.peers[..2].iter().any(|peer| peer.home.log().contains("a peer is away peer=3"))
+    });
+    three.peers[2].serve();
+    wait_until("it is back", || away().is_none());
+    for line in ["a peer is away peer=3", "a peer is back peer=3"] {
+        assert!(alice.log().contains(line), "no {line:?}{}", alice.log());
+    }
+    alice.unmount(&dir);
 }

@@ -19,6 +19,7 @@ pub use reader::Reader;
 pub use watch::Said;
 
 use crate::network::Network;
+use crate::presence::Presence;
 use budget::Budget;
 use bytes::Bytes;
 use cache::Cache;
@@ -43,6 +44,7 @@ pub struct Chunks {
     owed: Mutex<Owed>,
     reader: Reader,
     said: Mutex<HashMap<PeerId, watch::Said>>,
+    presence: Presence,
     opened: Cache,
     /// What durable chunks still take on their way to their last copies.
     trailing: Budget,
@@ -88,6 +90,7 @@ impl Chunks {
             owed: Mutex::new(Owed::default()),
             reader,
             said: Mutex::default(),
+            presence: Presence::default(),
             opened: Cache::new(memory_bytes / 4),
             trailing: Budget::new(memory_bytes / 8),
             running: watched::Sender::new(0),
@@ -116,6 +119,11 @@ impl Chunks {
     /// Chunks that have fewer copies than they should.
     pub fn owed(&self) -> usize {
         lock(&self.owed).len()
+    }
+
+    /// Peers that do not answer, and since when.
+    pub fn away(&self) -> Vec<(PeerId, TimeMs)> {
+        self.presence.away()
     }
 
     /// The peers take no more: whoever writes hears it at once, what waits is put again.

@@ -43,10 +43,13 @@ impl Chunks {
     }
 
     pub async fn ask_peers(&self) {
-        for known in self.network.peers().iter().filter(|known| known.info.storage) {
+        let peers = self.network.peers();
+        self.presence.only(|peer| peers.iter().any(|known| known.info.id == peer));
+        for known in peers.iter().filter(|known| known.info.storage) {
             let asked = tokio::time::timeout(EVERY, known.link.status()).await;
             match asked {
                 Ok(Ok(status)) => {
+                    self.presence.heard(known.info.id);
                     if let Some(store) = status.store {
                         let (capacity_bytes, used_bytes) = (store.capacity_bytes, store.used_bytes);
                         let said = Said { capacity_bytes, used_bytes, at: Instant::now() };
@@ -54,10 +57,12 @@ impl Chunks {
                     }
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "a peer does not say how it is");
+                    self.presence.missed(known.info.id, error);
                     lock(&self.said).remove(&known.info.id);
                 }
                 Err(_) => {
+                    let why = format!("no answer within {} s", EVERY.as_secs());
+                    self.presence.missed(known.info.id, why);
                     lock(&self.said).remove(&known.info.id);
                 }
             }

@@ -281,6 +281,11 @@ impl Volume {
             let what = format!("record {at} was applied, and no cosigned checkpoint covers it yet");
             tell("unproved", false, what, "mictlan status");
         }
+        for (peer, at) in self.chunks.away() {
+            let what =
+                format!("peer {peer} has not answered this mount since {}", time::format(at));
+            tell("peer-away", false, what, "on its machine: mictlan serve");
+        }
         let owed = self.copies_owed();
         if owed > 0 {
             let what = format!(

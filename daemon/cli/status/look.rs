@@ -179,8 +179,15 @@ pub fn mounts(config: &Config) -> Vec<MountLine> {
 }
 
 /// What a mount of the report told of itself, under codes that this program knows.
-const MOUNT_CODES: [&str; 6] =
-    ["stale-view", "unproved", "mounted-without-quorum", "contradiction", "copies-owed", "removed"];
+const MOUNT_CODES: [&str; 7] = [
+    "stale-view",
+    "unproved",
+    "mounted-without-quorum",
+    "contradiction",
+    "copies-owed",
+    "removed",
+    "peer-away",
+];
 
 pub fn troubles(paths: &Paths, mount: &MountLine) -> Vec<Problem> {
     let said = standing::of(paths, &mount.dir).map(|standing| standing.troubles);
