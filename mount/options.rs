@@ -79,10 +79,10 @@ pub enum OptionError {
     #[error("unknown option {option:?}{}", near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default())]
     Unknown { option: String, near: Option<&'static str> },
     #[error(
-        "a mount keeps its options: mictlan umount DIR, and mount it again with others. What the \
-         kernel alone decides, such as ro, nodev or noexec, changes with: mount -i -o remount,ro DIR"
+        "{option} stays as it was when this was mounted; nothing was changed: mictlan umount DIR, \
+         and mount it again. While mounted only ro, rw, nodev, nosuid, noexec and noatime change"
     )]
-    Remount,
+    Fixed { option: &'static str },
     #[error("option {option:?} takes {takes}, not {value:?}")]
     Value { option: &'static str, value: String, takes: &'static str },
 }
@@ -128,6 +128,22 @@ impl Options {
         list.split(',').filter(|option| !option.is_empty()).try_for_each(|one| self.option(one))
     }
 
+    /// The first option in which `other` differs and that a mount keeps as long as it lasts.
+    pub fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
+        let same = [
+            ("key", self.key == other.key),
+            ("coherent", self.coherent == other.coherent),
+            ("noledger", self.no_ledger == other.no_ledger),
+            ("durability", self.durability == other.durability),
+            ("memory", self.memory_bytes == other.memory_bytes),
+            ("deadline", self.deadline == other.deadline),
+            ("uid", self.uid == other.uid),
+            ("gid", self.gid == other.gid),
+            ("metrics", self.metrics == other.metrics),
+        ];
+        same.into_iter().find_map(|(option, same)| (!same).then_some(option))
+    }
+
     fn option(&mut self, option: &str) -> Result<(), OptionError> {
         let (name, value) = match option.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -154,7 +170,6 @@ impl Options {
                 | "atime",
                 None,
             ) => {}
-            ("remount", None) => return Err(OptionError::Remount),
             ("comment" | "x-gvfs-show" | "x-gvfs-hide", _) => {}
             (name, _) if name.starts_with("x-") => {}
             ("key", Some(v)) => {
@@ -249,8 +264,27 @@ mod tests {
     }
 
     #[test]
-    fn a_remount_is_told_what_to_do_instead() {
-        assert_eq!(parsed("ro,remount"), Err(OptionError::Remount));
+    fn what_a_mount_keeps_is_told_from_what_the_kernel_decides() {
+        let before = parsed("key=alice,memory=1G").expect("good");
+        let differs = |list: &str| {
+            let mut wanted = before.clone();
+            wanted.parse(list).map(|()| before.fixed_difference(&wanted))
+        };
+        assert_eq!(differs("ro,nodev,noexec,noatime,foreground"), Ok(None));
+        assert_eq!(differs("memory=1024M,key=alice"), Ok(None), "the same in other words");
+        for (list, option) in [
+            ("memory=512M", "memory"),
+            ("ro,key=bob", "key"),
+            ("durability=peers", "durability"),
+            ("deadline=5", "deadline"),
+            ("uid=5", "uid"),
+            ("gid=5", "gid"),
+            ("noledger", "noledger"),
+            ("coherent", "coherent"),
+            ("metrics=127.0.0.1:4512", "metrics"),
+        ] {
+            assert_eq!(differs(list), Ok(Some(option)));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Each is installed by `packaging/install-needs --tests`; one that is missing fails its test.
 
 use mictlan_tests::disk::needs_root;
-use mictlan_tests::harness::Home;
+use mictlan_tests::harness::{Home, output, program, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -178,4 +178,50 @@ fn sqlite_is_whole_after_the_daemon_was_killed() {
         let rows: usize = sh(&dir, "sqlite3 d 'select count(*) from t'").trim().parse().expect("n");
         assert!(rows >= last, "{mode}: {rows} of {last} rows that were acknowledged");
     }
+}
+
+/// The mount's process under the name that mount(8) calls for a remount, with the options that it
+/// copies from the kernel's table.
+fn remount(home: &Home, dir: &Path, options: &str) -> std::process::Output {
+    let helper = home.path().join("mount.fuse.mictlan");
+    let _ = std::os::unix::fs::symlink(program(), &helper);
+    let table = "relatime,remount,user_id=0,group_id=0,default_permissions,allow_other";
+    let mut command = Command::new(helper);
+    command.arg("home:main").arg(dir).args(["-o", &format!("{options},{table}")]);
+    command.args(["-t", "fuse.mictlan"]).env("MICTLAN_HOME", home.path().join("home"));
+    output(&mut command)
+}
+
+#[test]
+fn a_remount_changes_what_the_kernel_decides_and_nothing_else() {
+    needs_root("changing a mount");
+    let home = Home::new();
+    let dir = home.mount_with("mnt", &["-o", "memory=128M"]);
+    let file = dir.join("file");
+    fs::write(&file, b"before").expect("written");
+    let succeeds = |options: &str| {
+        // The kernel tells of a closed file a moment later.
+        wait_until("it is remounted", || remount(&home, &dir, options).status.success());
+    };
+    succeeds("ro,noexec,memory=128M");
+    let refused = fs::write(&file, b"x").expect_err("it is read-only");
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    assert_eq!(fs::read(&file).expect("readable"), b"before");
+    for (options, part) in
+        [("rw,memory=256M", "memory stays as it was"), ("rw,memroy=1G", "did you mean \"memory\"?")]
+    {
+        let refused = remount(&home, &dir, options);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(fs::write(&file, b"x").is_err(), "what was refused changed nothing");
+    succeeds("rw,exec");
+    fs::write(&file, b"after").expect("written");
+
+    let other = home.mount_with("other", &["-o", "ro"]);
+    let refused = remount(&home, &other, "rw");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("ro stays as it was"), "{said}");
 }

@@ -84,6 +84,11 @@ pub enum CliError {
          detach it at once: mictlan umount --lazy {dir}"
     )]
     MountInUse { dir: String },
+    #[error(
+        "files on {dir} are open for writing, so it cannot become read-only; nothing was changed: \
+         end what writes (fuser -vm {dir} names it), then again"
+    )]
+    StillWritten { dir: String },
     #[error("a peer answered another question than was asked")]
     OtherAnswer,
     #[error("{0}")]
@@ -120,7 +125,10 @@ impl CliError {
             CliError::NoNetwork | CliError::UnknownNetwork { .. } | CliError::NoKey => 3,
             CliError::Key(_) => 4,
             CliError::Call(_) | CliError::Link(_) => 5,
-            CliError::Mount(_) | CliError::NotMounted(_) | CliError::MountInUse { .. } => 6,
+            CliError::Mount(_)
+            | CliError::NotMounted(_)
+            | CliError::MountInUse { .. }
+            | CliError::StillWritten { .. } => 6,
             CliError::Open(_) => 7,
             CliError::Here(_) | CliError::Held { .. } | CliError::InUse { .. } => 8,
             CliError::Join(_) | CliError::Invite(_) => 9,

@@ -16,6 +16,7 @@ mod mount;
 mod near;
 mod peers;
 mod placing;
+mod remount;
 mod serve;
 mod standing;
 mod status;
@@ -91,8 +92,7 @@ enum Verb {
 pub fn run() -> ExitCode {
     crate::host::keep_freed_memory_together();
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let name = arguments.first().and_then(|name| Path::new(name).file_name());
-    let done = match name.is_some_and(|name| name == "mount.mictlan") {
+    let done = match is_helper(&arguments) {
         true => mount::helper(arguments[1..].to_vec()),
         false => match Cli::parse().verb {
             Verb::Init(args) => serve::init(args),
@@ -121,6 +121,13 @@ pub fn run() -> ExitCode {
         eprintln!("mictlan: {error}");
         error.code()
     })
+}
+
+/// Whether it is called as mount(8) calls it: the second name is that of the type in the kernel's
+/// table, which a remount goes by.
+fn is_helper(arguments: &[OsString]) -> bool {
+    let name = arguments.first().and_then(|name| Path::new(name).file_name());
+    name.is_some_and(|name| name == "mount.mictlan" || name == "mount.fuse.mictlan")
 }
 
 /// The runtime of a command.

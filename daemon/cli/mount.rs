@@ -7,12 +7,12 @@
 use super::connect::{self, Connected, DEFAULT_VOLUME};
 use super::error::CliError;
 use super::placing::Placing;
-use super::{background, log, runtime, standing};
+use super::{background, log, remount, runtime, standing};
 use crate::chunks::Chunks;
 use crate::ledger::{Ledger, LedgerTree, fetch};
 use crate::metrics;
 use crate::volume::{Stale, Start, Volume};
-use clap::Args;
+use clap::{Args, Parser};
 use mictlan::id::Label;
 use mictlan::meta::error::FsError;
 use mictlan_mount::graft::Graft;
@@ -56,20 +56,47 @@ struct Wanted {
     options: Options,
 }
 
-pub fn mount(args: MountArgs) -> Result<ExitCode, CliError> {
-    let mut options = Options::default();
-    for list in &args.options {
-        options.parse(list)?;
+/// What was typed, or given by mount(8).
+pub struct Asked {
+    what: Vec<OsString>,
+    pub lists: Vec<String>,
+    foreground: bool,
+    fake: bool,
+}
+
+impl From<MountArgs> for Asked {
+    fn from(args: MountArgs) -> Self {
+        let MountArgs { what, options: lists, foreground } = args;
+        Self { what, lists, foreground, fake: false }
     }
-    options.foreground |= args.foreground;
-    run(wanted(args.what, options)?)
+}
+
+pub fn mount(args: MountArgs) -> Result<ExitCode, CliError> {
+    obey(args.into())
 }
 
 /// Called as `mount.mictlan`: the arguments that mount(8) gives its helpers.
 pub fn helper(arguments: Vec<OsString>) -> Result<ExitCode, CliError> {
-    let mut what = Vec::new();
-    let mut options = Options::default();
-    let mut fake = false;
+    if arguments.iter().any(|argument| argument == "-h" || argument == "--help") {
+        println!("usage: mount.mictlan [NETWORK[:VOLUME]] DIR [-sfnv] [-N NS] [-o OPTIONS]");
+        return Ok(ExitCode::SUCCESS);
+    }
+    obey(asked_by_mount(arguments)?)
+}
+
+/// What a process with these arguments, its name first, was asked to mount.
+pub fn asked(arguments: Vec<OsString>) -> Result<Asked, CliError> {
+    if super::is_helper(&arguments) {
+        return asked_by_mount(arguments[1..].to_vec());
+    }
+    match super::Cli::try_parse_from(arguments) {
+        Ok(super::Cli { verb: super::Verb::Mount(args) }) => Ok(args.into()),
+        _ => Err(CliError::Usage("this process mounts nothing".to_owned())),
+    }
+}
+
+fn asked_by_mount(arguments: Vec<OsString>) -> Result<Asked, CliError> {
+    let mut asked = Asked { what: vec![], lists: vec![], foreground: false, fake: false };
     let mut rest = arguments.into_iter();
     while let Some(argument) = rest.next() {
         let value = |rest: &mut dyn Iterator<Item = OsString>| {
@@ -77,32 +104,41 @@ pub fn helper(arguments: Vec<OsString>) -> Result<ExitCode, CliError> {
             rest.next().ok_or_else(missing)
         };
         match argument.as_bytes() {
-            b"-o" => options.parse(&value(&mut rest)?.to_string_lossy())?,
+            b"-o" => asked.lists.push(value(&mut rest)?.to_string_lossy().into_owned()),
             b"-t" | b"-N" => drop(value(&mut rest)?),
-            b"-f" => fake = true,
+            b"-f" => asked.fake = true,
             b"-s" | b"-n" | b"-v" => {}
-            b"-h" | b"--help" => {
-                println!(
-                    "usage: mount.mictlan [NETWORK[:VOLUME]] DIR [-sfnv] [-N NS] [-o OPTIONS]"
-                );
-                return Ok(ExitCode::SUCCESS);
-            }
             bytes if bytes.starts_with(b"-o") => {
-                options.parse(&String::from_utf8_lossy(&bytes[2..]))?;
+                asked.lists.push(String::from_utf8_lossy(&bytes[2..]).into_owned());
             }
             bytes if bytes.starts_with(b"-") => {
                 let text = argument.display();
                 return Err(CliError::Usage(format!("unknown argument {text}; try --help")));
             }
-            _ => what.push(argument),
+            _ => asked.what.push(argument),
         }
     }
+    Ok(asked)
+}
+
+fn obey(asked: Asked) -> Result<ExitCode, CliError> {
+    let Asked { what, lists, foreground, fake } = asked;
+    if remount::is_asked(&lists) {
+        let dir = what.last().ok_or_else(usage)?;
+        return if fake { Ok(ExitCode::SUCCESS) } else { remount::remount(dir.as_ref(), &lists) };
+    }
+    let mut options = Options::default();
+    lists.iter().try_for_each(|list| options.parse(list))?;
+    options.foreground |= foreground;
     let wanted = wanted(what, options)?;
     if fake { Ok(ExitCode::SUCCESS) } else { run(wanted) }
 }
 
+fn usage() -> CliError {
+    CliError::Usage("usage: mictlan mount [NETWORK[:VOLUME]] DIR".to_owned())
+}
+
 fn wanted(mut what: Vec<OsString>, options: Options) -> Result<Wanted, CliError> {
-    let usage = || CliError::Usage("usage: mictlan mount [NETWORK[:VOLUME]] DIR".to_owned());
     let dir = PathBuf::from(what.pop().ok_or_else(usage)?);
     let source = what.pop();
     if !what.is_empty() {
@@ -163,6 +199,7 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     forget_what_is_stale(&mounted, stale);
     // Dropped with the runtime.
     let _serving = metrics.map(|listener| metrics::serve_mount(listener, volume.clone()));
+    standing::begin(&connected.paths, dir, &volume).await;
     if waited_for {
         let log = log_file(&connected)?;
         background::ready(&log).map_err(|error| CliError::Io(log, error))?;

@@ -9,6 +9,8 @@
 use crate::config::Paths;
 use crate::volume::{Trouble, Volume};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +40,15 @@ impl From<Trouble> for Said {
     }
 }
 
+impl Standing {
+    /// Those of the process that said it, its name first.
+    pub fn arguments(&self) -> Option<Vec<OsString>> {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).ok()?;
+        let line = line.strip_suffix(&[0]).unwrap_or(&line);
+        Some(line.split(|byte| *byte == 0).map(|one| OsString::from_vec(one.to_vec())).collect())
+    }
+}
+
 fn files(paths: &Paths) -> PathBuf {
     paths.state.join("mounts")
 }
@@ -45,6 +56,13 @@ fn files(paths: &Paths) -> PathBuf {
 fn file(paths: &Paths, dir: &str) -> PathBuf {
     let hash = blake3::hash(dir.as_bytes()).to_hex();
     files(paths).join(format!("{}.json", &hash[..16]))
+}
+
+/// Says it first, before anybody is told that the mount answers.
+pub async fn begin(paths: &Paths, dir: &Path, volume: &Volume) {
+    if let Err(error) = write(paths, dir, volume.troubles()).await {
+        tracing::debug!(%error, "status is not told of this mount now");
+    }
 }
 
 /// Keeps the file until the mount ends.
