@@ -106,6 +106,29 @@ fn a_forged_root_is_found_by_a_replay_with_its_signer() {
     assert_eq!(plain.status.code(), Some(0), "nothing is wrong with the ledger");
 }
 
+#[test]
+fn a_root_that_another_member_folded_again_is_confirmed_once_in_the_ledger() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    write_and_make_a_root(&alice, |dir| fs::write(dir.join("a"), b"alice").expect("written"));
+    let confirm = || {
+        wait_published(&bob);
+        let output = bob.run(&["verify", "--replay", "--confirm", "--json"]);
+        let said = json(&output);
+        assert_eq!((&said["verdict"], output.status.code()), (&"good".into(), Some(0)), "{said}");
+        said
+    };
+    let first = confirm();
+    let record = first["confirmed_by"].as_u64().expect("it was recorded");
+    let second = confirm();
+    assert_eq!(second["confirmed_by"], Value::Null, "once is enough: {second}");
+    assert_eq!(second["newest"]["record"].as_u64(), Some(record), "{second}");
+    assert_eq!(second["newest"]["signed_by"], Value::from("bob"), "{second}");
+    assert_eq!(second["newest"]["confirms"], first["newest"]["record"], "{second}");
+    let dir = alice.mount("mnt");
+    assert_eq!(fs::read(dir.join("a")).expect("a mount begins with it"), b"alice");
+}
+
 /// Noise in an attribute: a payload too large to travel inside its record.
 fn set_large_attribute(file: &Path) {
     let mut noise = vec![0; 40_000];

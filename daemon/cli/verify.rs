@@ -43,6 +43,9 @@ pub struct VerifyArgs {
     /// Fold the volume's commits again from the first one, and compare each snapshot root with that
     #[arg(long)]
     replay: bool,
+    /// With every root right, record that the newest one is; takes a writer's key
+    #[arg(long, requires = "replay")]
+    confirm: bool,
     /// The key file to use; by default the configured one. An auditor's will do
     #[arg(long)]
     key: Option<String>,
@@ -99,7 +102,7 @@ async fn on(
     }
     let bar = ledger::progress(report.size, args.json);
     let told = |next: Position| bar.set_position(next.0);
-    let done = replay.run(&claims, report.size, report.head, &told).await;
+    let done = replay.run(&claims, report.size, report.head, args.confirm, &told).await;
     bar.finish_and_clear();
     match done {
         Ok(replayed) => {
@@ -161,7 +164,7 @@ fn print(
     replayed: &Replayed,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let Replayed { commits, position, right, wrong, voids, .. } = replayed;
+    let Replayed { commits, position, right, wrong, voids, confirmed_by, .. } = replayed;
     for Void { record, by, why } in &voids.first {
         writeln!(out, "void: record {record}, signed by {by}: {why}; nobody applies it")?;
     }
@@ -196,6 +199,10 @@ fn print(
             right.len(),
             last.record
         ),
+    }?;
+    match confirmed_by {
+        Some(record) => writeln!(out, "record {record} confirms it"),
+        None => Ok(()),
     }
 }
 
@@ -204,7 +211,7 @@ fn all(replayed: &Replayed) -> usize {
 }
 
 fn to_json(volume: &Label, report: &Report, claims: &Claims, replayed: &Replayed) -> Value {
-    let Replayed { volume: id, commits, position, right, wrong, voids } = replayed;
+    let Replayed { volume: id, commits, position, right, wrong, voids, confirmed_by } = replayed;
     let root = |claim: &Claim| {
         json!({
             "confirms": claim.confirms, "key_epoch": claim.epoch, "position": claim.position,
@@ -219,6 +226,7 @@ fn to_json(volume: &Label, report: &Report, claims: &Claims, replayed: &Replayed
     let void = |void: &Void| json!({"record": void.record, "says": void.why, "signed_by": void.by});
     json!({
         "commits": commits,
+        "confirmed_by": confirmed_by,
         "ledger": ledger::to_json(report),
         "mismatches": wrong.iter().map(mismatch).collect::<Vec<_>>(),
         "newest": newest(claims).map(root),

@@ -18,7 +18,7 @@ use mictlan::id::{ChunkId, Epoch, LedgerHash, NodeIdentity, Position, VolumeId};
 use mictlan::ledger::roots::{Claim, Claims};
 use mictlan::meta::error::FsError;
 use mictlan::meta::key::Span;
-use mictlan::meta::tree::{Builder, Form, NewNode, NodeRef, Read};
+use mictlan::meta::tree::{Builder, Form, NewNode, NodeError, NodeRef, Read};
 use mictlan::wire::{Follow, Followed, VolumeInfo};
 use std::fs::File;
 use std::io;
@@ -43,6 +43,8 @@ pub struct Replayed {
     pub right: Vec<Claim>,
     pub wrong: Vec<Wrong>,
     pub voids: Voids,
+    /// The record that was ordered to confirm the newest root.
+    pub confirmed_by: Option<Position>,
 }
 
 /// A root that is not what the commits make.
@@ -78,6 +80,11 @@ pub enum ReplayError {
     Disk(#[from] io::Error),
     #[error("the tree that was folded could not be read back: {0}")]
     Tree(FsError),
+    #[error(
+        "every root is right, but none was confirmed ({0}); that takes a writer's or an owner's \
+         key, and the root's own chunk"
+    )]
+    NotConfirmed(FsError),
 }
 
 /// What `mictlan verify` knows of a volume before its log is read.
@@ -97,11 +104,13 @@ impl Replay {
     }
 
     /// Folds the first `size` records, the last of which hashes to `head`. `claims` saw them all.
+    /// With `confirm`, and every root right, the newest one is confirmed unless it is already.
     pub async fn run(
         self,
         claims: &Claims,
         size: u64,
         head: LedgerHash,
+        confirm: bool,
         told: &(dyn Fn(Position) + Sync),
     ) -> Result<Replayed, ReplayError> {
         let mut fold = Fold::begin(&self, claims).await?;
@@ -122,6 +131,11 @@ impl Replay {
         }));
         wrong.sort_by_key(|wrong| wrong.claim.record);
         fold.right.sort_by_key(|claim| claim.record);
+        let newest = claims.roots().last().filter(|_| confirm && wrong.is_empty());
+        let confirmed_by = match newest.filter(|newest| !is_confirmed(claims, newest)) {
+            Some(newest) => fold.volume.confirm(newest, fold.newest).await?,
+            None => None,
+        };
         Ok(Replayed {
             volume: self.info.id,
             commits: claims.commits(),
@@ -129,6 +143,7 @@ impl Replay {
             right: fold.right,
             wrong,
             voids,
+            confirmed_by,
         })
     }
 }
@@ -141,6 +156,31 @@ struct Fold {
     claims: Vec<Claim>,
     right: Vec<Claim>,
     wrong: Vec<Wrong>,
+    /// The root that the newest record names, and was folded here.
+    newest: Option<(Position, NodeIdentity)>,
+}
+
+/// Whether it confirms another, which is then the same, or another confirms it.
+fn is_confirmed(claims: &Claims, root: &Claim) -> bool {
+    let confirms = |claim: &Claim| claim.confirms == Some(root.record);
+    root.confirms.is_some() || claims.roots().iter().any(confirms)
+}
+
+impl Volume {
+    /// Names a root that was folded here once more, so that it has two to answer for it.
+    async fn confirm(
+        &self,
+        claim: &Claim,
+        folded: Option<(Position, NodeIdentity)>,
+    ) -> Result<Option<Position>, ReplayError> {
+        let folded = folded.filter(|(record, _)| *record == claim.record);
+        let (_, identity) = folded.expect("a root that is right was folded");
+        let root = NodeRef { identity, address: claim.address };
+        // A mount that begins there must find it.
+        self.have_node(NodeError::Missing(root)).await.map_err(ReplayError::NotConfirmed)?;
+        let recorded = self.record_root(root, claim.position, Some(claim.record)).await;
+        recorded.map_err(ReplayError::NotConfirmed)
+    }
 }
 
 /// The files that have the tree's nodes. They have no names, so an end of any kind removes them.
@@ -172,8 +212,14 @@ impl Fold {
         volume.applying.lock().await.void = Some(Voids::default());
         let mut claims = log.roots().to_vec();
         claims.sort_by_key(|claim| std::cmp::Reverse(claim.position));
-        let mut fold =
-            Self { volume, local: Local::default(), claims, right: vec![], wrong: vec![] };
+        let mut fold = Self {
+            volume,
+            local: Local::default(),
+            claims,
+            right: vec![],
+            wrong: vec![],
+            newest: None,
+        };
         // The sequencer takes no root of before the volume was made.
         while fold.claims.last().is_some_and(|claim| claim.position < made) {
             let claim = fold.claims.pop().expect("there is one");
@@ -248,6 +294,9 @@ impl Fold {
         let ring = self.volume.ring();
         let keys = ring.epoch(claim.epoch).ok_or(ReplayError::NoKey(claim.epoch))?;
         if hash::keyed(keys.root_key(), &[&identity.0]) == claim.identity {
+            if self.newest.is_none_or(|(record, _)| record < claim.record) {
+                self.newest = Some((claim.record, identity));
+            }
             self.right.push(claim);
         } else {
             let at = claim.position;

@@ -11,7 +11,7 @@ use super::state::Mode;
 use crate::chunks::{Charges, Put};
 use mictlan::cluster::state::Outcome;
 use mictlan::hash;
-use mictlan::id::ChunkId;
+use mictlan::id::{ChunkId, Position};
 use mictlan::ledger::record::body::{Body, Root};
 use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NewNode, NodeError, NodeRef, Tree, Update, UpdateError};
@@ -115,7 +115,7 @@ impl Volume {
             let durable = tokio::time::timeout(self.options.deadline, put.durable()).await;
             durable.map_err(|_| FsError::TimedOut)?.map_err(|_| FsError::Io)?;
         }
-        self.record_root(root, frozen).await?;
+        self.record_root(root, frozen.position, None).await?;
         Ok(root)
     }
 
@@ -168,20 +168,29 @@ impl Volume {
         }
     }
 
-    async fn record_root(&self, root: NodeRef, frozen: &Frozen) -> Result<(), FsError> {
+    /// Names `root` as the map at `position`; with `confirms`, as the same one that this record
+    /// names. Where the new record stands.
+    pub(super) async fn record_root(
+        &self,
+        root: NodeRef,
+        position: Position,
+        confirms: Option<Position>,
+    ) -> Result<Option<Position>, FsError> {
         let ring = self.ring();
         let keys = ring.current();
         let body = Body::Root(Root {
             address: root.address,
-            confirms: None,
+            confirms,
             identity: hash::keyed(keys.root_key(), &[&root.identity.0]),
             key_epoch: keys.epoch(),
-            position: frozen.position,
+            position,
             volume: self.id,
         });
         let sign = |req| Ok::<_, OpenError>(self.sign(req, body.clone())?.into());
         match self.network.order(self.options.deadline, sign).await {
-            Ok(Outcome::Accepted { .. } | Outcome::Repeated { .. }) => Ok(()),
+            Ok(taken @ (Outcome::Accepted { .. } | Outcome::Repeated { .. })) => {
+                Ok(taken.position())
+            }
             Ok(other) => {
                 tracing::error!(?other, "the sequencer did not take a root");
                 Err(FsError::Io)

@@ -2,9 +2,9 @@
 
 use crate::actors::{Actor, Founded, MAIN, Say, commit, founded, label, tags, volume};
 use mictlan::cluster::state::{Item, Outcome, RECEIPT_MAX_AGE_MS, Refusal};
-use mictlan::id::{Epoch, Position, SessionId, TimeMs};
+use mictlan::id::{ChunkId, Epoch, Position, SessionId, TimeMs};
 use mictlan::ledger::record::body::{
-    Body, Disable, Fence, Grant, Invite, Layout, LayoutPeer, Note, Revoke, Role,
+    Body, Disable, Fence, Grant, Invite, Layout, LayoutPeer, Note, Revoke, Role, Root,
 };
 use mictlan::ledger::record::time;
 
@@ -151,6 +151,30 @@ fn a_removed_member_is_out_of_the_epoch_that_begins() {
     );
     let good = Say { attempt: 3, epoch: 2, base: began, ..old };
     assert!(send(&mut net, "alice", &good).position().is_some());
+}
+
+fn root(address: u8, position: Position, confirms: Option<Position>) -> Body {
+    let (address, identity) = (ChunkId([address; 32]), [address; 32]);
+    Body::Root(Root { address, confirms, identity, key_epoch: Epoch(1), position, volume: MAIN })
+}
+
+/// The addresses of the roots that count, and whether they are confirmed.
+fn roots(net: &Founded) -> Vec<(u8, bool)> {
+    let roots = net.state.volumes()[&MAIN].roots();
+    roots.map(|mark| (mark.address.0[0], mark.confirmed)).collect()
+}
+
+#[test]
+fn a_root_is_confirmed_by_one_that_is_the_same_and_by_no_other() {
+    let mut net = with_bob();
+    let at = net.ok("bob", note());
+    let named = net.ok("alice", root(1, at, None));
+    unfit(net.refused("bob", root(2, at, Some(named))), "not the root that record");
+    unfit(net.refused("bob", root(1, Position(at.0 - 1), Some(named))), "not the root");
+    unfit(net.refused("bob", root(1, at, Some(at))), "not one of the last roots");
+    assert_eq!(roots(&net), [(1, false)]);
+    net.ok("bob", root(1, at, Some(named)));
+    assert_eq!(roots(&net), [(1, true), (1, false)]);
 }
 
 #[test]
