@@ -98,9 +98,10 @@ fn the_key_of_somebody_else_opens_nothing() {
         fs::copy(from, format!("{}{end}", text(&key(&home)))).expect("copied");
     }
     let dir = home.empty("mnt");
-    let output = home.run(&["mount", text(&dir)]);
-    assert!(!output.status.success(), "a stranger's key mounted the volume");
-    assert!(!output.stderr.is_empty(), "a refusal without a word");
+    let words = ["this key may not do that here", "ask an owner of the network for an invite"];
+    refused(&home, &["mount", text(&dir)], 5, &words);
+    refused(&home, &["ls", "/"], 5, &words);
+    assert_eq!(fs::read_dir(&dir).expect("no mount").count(), 0);
 }
 
 #[test]
@@ -136,21 +137,36 @@ fn a_port_in_use_is_named() {
     let home = founded();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("it has one").to_string();
-    refused(&home, &["serve", "--listen", &address], 8, &[&address]);
+    refused(
+        &home,
+        &["serve", "--listen", &address],
+        8,
+        &[&address, "another program has this", "--listen"],
+    );
 }
 
 #[test]
 fn a_second_daemon_on_the_same_store_is_refused() {
     let home = founded();
     home.start(&["serve", "--listen", "127.0.0.1:0"], "serving");
-    refused(&home, &["serve", "--listen", "127.0.0.1:0"], 8, &["another mictlan"]);
+    refused(
+        &home,
+        &["serve", "--listen", "127.0.0.1:0"],
+        8,
+        &["store is in use by another mictlan (process ", "stop it first"],
+    );
 }
 
 #[test]
 fn an_invite_that_is_no_code_is_refused() {
     let home = Home::new();
     for code in ["", "hello", "mictlan-invite-1-AAAA", "ß"] {
-        refused(&home, &["join", code], 9, &["invite"]);
+        refused(
+            &home,
+            &["join", code],
+            9,
+            &["this is not an invite code; it begins with `mictlan1`"],
+        );
     }
 }
 
@@ -163,7 +179,12 @@ fn an_invite_is_good_once() {
     let first = Home::new();
     first.ok(&["join", code.trim(), "--name", "bob"]);
     let second = Home::new();
-    refused(&second, &["join", code.trim(), "--name", "eve"], 9, &["invite"]);
+    refused(
+        &second,
+        &["join", code.trim(), "--name", "eve"],
+        9,
+        &["the invite was used; ask for another"],
+    );
 }
 
 #[test]
@@ -172,7 +193,12 @@ fn an_invite_that_has_expired_is_refused() {
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("one");
     home.start(&["serve", "--listen", &port.to_string()], "serving");
     let code = home.ok(&["invite", "--role", "reader", "--hours", "0"]);
-    refused(&Home::new(), &["join", code.trim(), "--name", "bob"], 9, &["expired"]);
+    refused(
+        &Home::new(),
+        &["join", code.trim(), "--name", "bob"],
+        9,
+        &["the invite has expired; ask for another"],
+    );
 }
 
 #[test]

@@ -174,13 +174,12 @@ impl Home {
         pid
     }
 
-    /// Ends a process that `start` began, by `signal`, and waits for it.
-    pub fn stop(&self, pid: i32, how: i32) {
+    /// Ends a process that `start` began, by `signal`, and waits for it: its exit code.
+    pub fn stop(&self, pid: i32, how: i32) -> Option<i32> {
         signal(pid, how);
         let mut children = self.children.lock().expect("no test panics here");
-        if let Some(at) = children.iter().position(|child| child.id() as i32 == pid) {
-            children.remove(at).wait().expect("a child that was started");
-        }
+        let at = children.iter().position(|child| child.id() as i32 == pid)?;
+        children.remove(at).wait().expect("a child that was started").code()
     }
 
     /// What the processes of this home said, for a failing test's message.

@@ -4,7 +4,7 @@
 //! Owns: their addresses, and which of them run.
 //! Invariant: when `Three::start` returns, all three vote.
 
-use crate::harness::{Home, signal, wait_until};
+use crate::harness::{Home, alive, signal, wait_until};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -74,6 +74,13 @@ impl Peer {
     pub fn kill(&self) {
         let pid = self.pid().take().expect("it runs");
         self.home.stop(pid, libc::SIGKILL);
+    }
+
+    /// Waits until its process ends by itself: the exit code.
+    pub fn ended(&self) -> Option<i32> {
+        let pid = self.pid().take().expect("it runs");
+        wait_until("the peer ends by itself", || !alive(pid));
+        self.home.stop(pid, 0)
     }
 
     /// Starts again, now saying all that it does, and serves its metrics at the address returned.

@@ -14,7 +14,6 @@ use crate::metrics;
 use crate::volume::{Stale, Start, Volume};
 use clap::{Args, Parser};
 use mictlan::id::Label;
-use mictlan::meta::error::FsError;
 use mictlan_mount::graft::Graft;
 use mictlan_mount::options::Options;
 use mictlan_mount::session::{self, INodeNo, Mounted};
@@ -311,8 +310,8 @@ async fn until_the_end(
     }
     let code = tokio::select! {
         code = finish(volume) => code,
-        _ = terminate.recv() => ExitCode::from(1),
-        _ = interrupt.recv() => ExitCode::from(1),
+        _ = terminate.recv() => waits(volume, "a second signal"),
+        _ = interrupt.recv() => waits(volume, "a second signal"),
     };
     detach(&dir);
     // The session's threads end with the mount; open files of others may keep it a while.
@@ -329,17 +328,17 @@ fn detach(dir: &Path) {
 async fn finish(volume: &Arc<Volume>) -> ExitCode {
     match volume.end().await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say_what_waits(error);
-            ExitCode::from(1)
-        }
+        Err(error) => waits(volume, &error.to_string()),
     }
 }
 
-fn say_what_waits(error: FsError) {
-    tracing::error!(%error,
+/// Says what is left behind, and how it is committed.
+fn waits(volume: &Volume, why: &str) -> ExitCode {
+    let (dir, bytes) = volume.journal_left().unwrap_or_default();
+    tracing::error!(%why, journal = %dir.display(), bytes,
         "not everything could be committed; it is in this host's journal, and the next mount of \
          the volume with the same key commits it");
+    ExitCode::from(11)
 }
 
 pub fn umount(args: UmountArgs) -> Result<ExitCode, CliError> {

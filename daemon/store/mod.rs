@@ -104,8 +104,8 @@ pub enum WriteError {
     )]
     Full { asked: u64, used: u64, space: u64, reserve: u64 },
     #[error(
-        "the store takes no writes since {since} ms: {cause}; it still serves reads; \
-         check the disk, then restart this peer"
+        "the store takes no writes since {}: {cause}; what it acknowledged is on its disk; check \
+         the disk, then restart this peer", mictlan::ledger::record::time::format(*.since)
     )]
     OutOfService { since: TimeMs, cause: String },
     #[error("the store is closed")]

@@ -56,6 +56,7 @@ use mictlan::seal::KeyRing;
 use mictlan::seal::Principal;
 use mictlan_mount::options::Options;
 use state::{Core, Progress};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tokio::sync::{Notify, watch};
@@ -128,6 +129,11 @@ pub enum Stale {
 }
 
 impl Volume {
+    /// Where the journal of this mount is, and how many bytes it has.
+    pub fn journal_left(&self) -> Option<(PathBuf, u64)> {
+        self.journal.as_ref().map(|journal| (journal.dir().to_owned(), journal.bytes()))
+    }
+
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().expect("nothing panics while the core is locked")
     }

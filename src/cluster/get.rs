@@ -274,10 +274,10 @@ impl GetChunk {
     fn give_up(&mut self) -> Effect {
         self.over = true;
         let own = self.sources.iter().filter(|source| source.way == Way::Own);
-        let failed = own.filter_map(|source| match source.ask {
-            Ask::Failed(why) => Some((source.peer, why)),
-            Ask::Waiting { .. } | Ask::Hedged => Some((source.peer, Failure::Unreachable)),
-            Ask::Not => None,
+        let failed = own.map(|source| match source.ask {
+            Ask::Failed(why) => (source.peer, why),
+            // One that was to be asked, again or at all, may have a copy, and has not said so.
+            Ask::Waiting { .. } | Ask::Hedged | Ask::Not => (source.peer, Failure::Unreachable),
         });
         Effect::GaveUp { failed: failed.collect() }
     }
@@ -308,6 +308,14 @@ mod tests {
 
     fn failed(peer: u64, why: Failure) -> Event {
         Event::Failed { peer: PeerId(peer), why }
+    }
+
+    #[test]
+    fn at_the_deadline_a_peer_that_was_to_be_asked_again_is_named_as_silent() {
+        let (mut get, _) = get(&[1], &[]);
+        assert_eq!(get.on(TimeMs(1), failed(1, Failure::Unreachable)), [], "a pause");
+        let failed = vec![(PeerId(1), Failure::Unreachable)];
+        assert_eq!(get.on(END, Event::Tick), [Effect::GaveUp { failed }]);
     }
 
     #[test]

@@ -37,7 +37,8 @@ fn room(peer: &PeerLine) -> String {
     };
     match (peer.used_bytes, peer.capacity_bytes) {
         (Some(used), Some(capacity)) => {
-            format!("{name}: {} of {} used{follows}", size(used), size(capacity))
+            let out = if peer.out_of_service.is_some() { "takes no writes, " } else { "" };
+            format!("{name}: {out}{} of {} used{follows}", size(used), size(capacity))
         }
         _ if peer.answers => format!("{name}: answers, keeps no chunks"),
         _ => format!("{name}: {}", peer.last_word.as_deref().unwrap_or("no answer")),

@@ -124,6 +124,10 @@ impl Journal {
         self.state().next
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn bytes(&self) -> u64 {
         let state = self.state();
         state.older_bytes + state.segment.bytes()

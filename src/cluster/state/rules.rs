@@ -81,7 +81,7 @@ impl Asked<'_> {
         match (&person.standing, body) {
             (Standing::Invite(terms), Body::Principal(joiner)) => self.redeem(terms, joiner),
             (Standing::Invite(_), _) => self.not_allowed("an invite only introduces who joins"),
-            (Standing::Used, _) => self.not_allowed("the invite was used"),
+            (Standing::Used, _) => self.not_allowed("the invite was used; ask for another"),
             (Standing::Disabled, _) => self.not_allowed("it was disabled"),
             (Standing::Active, body) => self.rule_of_kind(body),
         }

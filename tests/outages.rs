@@ -1,0 +1,156 @@
+//! What a mount on three peers does when a disk of one of them fails, and when all are gone: an
+//! exact error or none, and everything that was acknowledged is there afterwards.
+
+use mictlan_tests::disk::{Disk, needs_root};
+use mictlan_tests::harness::{Home, alive, signal, wait_until};
+use mictlan_tests::three::Three;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::IntoRawFd;
+use std::path::Path;
+
+/// Bytes that no compression makes smaller, the same for the same seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
+fn write_through(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// `close` is what promises something here, so its answer is heard.
+fn write_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    // SAFETY: the descriptor is this function's own, and nothing uses it afterwards.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn same(path: &Path, wanted: &[u8], home: &Home) {
+    let found = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}{}", path.display(), home.log()));
+    assert!(found == wanted, "{}: {} bytes came back{}", path.display(), found.len(), home.log());
+}
+
+/// What `status` says under a code.
+fn said(home: &Home, code: &str) -> Option<String> {
+    let report = home.run(&["status", "--json"]).stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+    let problems = report["problems"].as_array().expect("a list");
+    let problem = problems.iter().find(|problem| problem["code"] == code)?;
+    Some(problem["what"].as_str().expect("a sentence").to_owned())
+}
+
+#[test]
+fn a_peer_whose_disk_fails_leaves_service_and_gets_its_copies_when_it_is_back() {
+    needs_root("a disk that fails");
+    let three = Three::start();
+    let victim = &three.peers[2];
+    victim.kill();
+    let disk = Disk::with_power(&victim.data().join("store"), &victim.home.path().join("disk.img"));
+    victim.serve();
+    let alice = three.user("alice");
+    let dir = alice.mount_with("mnt", &["-o", "deadline=60"]);
+    let content = |n: u64| noise(n, 1 << 20);
+    for n in 0..12 {
+        if n == 4 {
+            wait_until("the disk has a share of it", || victim.stored_bytes() >= 4 << 20);
+            disk.cut_power();
+        }
+        let written = write_through(&dir.join(n.to_string()), &content(n));
+        written.unwrap_or_else(|error| panic!("file {n}: {error}{}", alice.log()));
+    }
+    for n in 0..12 {
+        same(&dir.join(n.to_string()), &content(n), &alice);
+    }
+    // A voter that cannot store what it votes for must not go on: it ends, and says why.
+    assert_eq!(victim.ended(), Some(8), "{}", victim.home.log());
+    let log = victim.home.log();
+    for part in [
+        "this peer can go on no more; nothing that it acknowledged is lost",
+        "the store takes no writes since 2",
+        "cannot append to",
+        "Input/output error",
+        "check the disk, then restart this peer",
+    ] {
+        assert!(log.contains(part), "no {part:?}{log}");
+    }
+    let silent = said(&alice, "peer-silent").expect("status names it");
+    assert!(silent.starts_with("peer 3 (c) does not answer: "), "{silent}");
+    let peers = alice.run(&["peer", "ls"]).stdout;
+    assert!(String::from_utf8_lossy(&peers).contains("c: peer "), "{peers:?}");
+    assert!(said(&alice, "no-quorum").is_none(), "two of three are enough");
+    wait_until("what it lacks is owed", || said(&alice, "copies-owed").is_some());
+    // Nothing is tried again on the same bad disk.
+    let again = victim.home.run(&["serve"]);
+    let why = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert_eq!(again.status.code(), Some(8), "{why}");
+    assert!(why.contains("Input/output error"), "{why}");
+    disk.power_again();
+    victim.serve();
+    wait_until("the last copies are made", || said(&alice, "copies-owed").is_none());
+    wait_until("and are there", || victim.stored_bytes() >= 12 << 20);
+    assert!(said(&alice, "peer-silent").is_none(), "a start on a good disk heals it");
+    alice.unmount(&dir);
+}
+
+#[test]
+fn with_all_peers_gone_nothing_acknowledged_is_lost_and_each_error_is_exact() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let (warm, cold) = (noise(1, 2 << 20), noise(2, 2 << 20));
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    write_through(&dir.join("warm"), &warm).expect("on its peers");
+    write_through(&dir.join("cold"), &cold).expect("on its peers");
+    alice.unmount(&dir);
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    same(&dir.join("warm"), &warm, &alice);
+    three.peers.iter().for_each(|peer| peer.kill());
+
+    // While the lease lasts, what is closed is in the journal; after that, and from the first
+    // moment for what is large, the answer is that no peer took it.
+    let mut closed = Vec::new();
+    let refused = (0..).find_map(|n: u64| {
+        let name = dir.join(format!("small-{n}"));
+        let written = write_and_close(&name, &noise(n, 1000));
+        written.map(|()| closed.push(n)).err()
+    });
+    let refused = refused.expect("an endless search ends with a find");
+    assert_eq!(refused.raw_os_error(), Some(libc::ETIMEDOUT), "{refused}{}", alice.log());
+    let refused =
+        write_through(&dir.join("large"), &noise(3, 2 << 20)).expect_err("no peer has it");
+    assert_eq!(refused.raw_os_error(), Some(libc::ETIMEDOUT), "{refused}{}", alice.log());
+    same(&dir.join("warm"), &warm, &alice);
+    let refused = fs::read(dir.join("cold")).expect_err("no copy can be had");
+    assert_eq!(refused.raw_os_error(), Some(libc::ETIMEDOUT), "{refused}{}", alice.log());
+
+    let daemon = alice.daemon_of(&dir);
+    signal(daemon, libc::SIGTERM);
+    wait_until("the daemon ends", || !alive(daemon));
+    assert_eq!(fs::read_dir(&dir).expect("no dead mount is left").count(), 0);
+    let log = alice.log();
+    let left = "not everything could be committed; it is in this host's journal, and the next \
+                mount of the volume with the same key commits it";
+    assert!(log.contains(left) && log.contains("/journals/"), "{log}");
+    assert!(said(&alice, "no-quorum").is_some_and(|what| what.contains("nothing acknowledged")));
+    let waits = said(&alice, "journal-waits").expect("status names the journal");
+    assert!(waits.contains("bytes of an ended mount may not be committed: "), "{waits}");
+
+    three.peers.iter().for_each(|peer| peer.serve_until("serving"));
+    let dir = alice.mount_with("mnt", &["-o", "deadline=30"]);
+    same(&dir.join("warm"), &warm, &alice);
+    same(&dir.join("cold"), &cold, &alice);
+    for n in &closed {
+        same(&dir.join(format!("small-{n}")), &noise(*n, 1000), &alice);
+    }
+    write_through(&dir.join("after"), b"after").expect("work goes on");
+    assert!(said(&alice, "journal-waits").is_none(), "it was taken over");
+    alice.unmount(&dir);
+}
