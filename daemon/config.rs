@@ -19,7 +19,10 @@ const FILE: &str = "config.toml";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("neither HOME nor {0} is set, so there is no place for mictlan's files")]
+    #[error(
+        "neither HOME nor {0} is set, so there is no place for mictlan's files; \
+         nothing was done: set one, or MICTLAN_HOME to a directory of its own"
+    )]
     NoHome(&'static str),
     #[error("cannot read {}: {why}", path.display())]
     Read { path: PathBuf, why: io::Error },

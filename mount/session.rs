@@ -37,7 +37,10 @@ pub enum MountError {
     Dead(PathBuf, std::io::Error),
     #[error("{0}: {1}")]
     Directory(PathBuf, std::io::Error),
-    #[error("/dev/fuse: {0}; is the fuse module loaded, and may this user open it?")]
+    #[error(
+        "/dev/fuse: {0}; is the fuse module loaded, and may this user open it? Without it the \
+         volume is there too: mictlan put, get, ls, rm"
+    )]
     Device(std::io::Error),
     #[error(
         "the kernel refused the mount on {0}: {1}; unprivileged mounts need fusermount3 \

@@ -1,9 +1,10 @@
 //! What mistakes at the verbs get, and what `status` says of a network: an error that says what happened, why, and what to type; its exit code;
 //! and nothing lost.
 
-use mictlan_tests::harness::{Home, wait_until};
+use mictlan_tests::harness::{Home, alive, wait_until};
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
@@ -73,10 +74,32 @@ fn slips_at_mount_and_umount_say_what_was_meant() {
 }
 
 #[test]
+fn a_reader_that_has_enough_is_no_error_of_the_program() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    for arguments in [&["status"][..], &["status", "--json"], &["peer", "ls"], &["key", "ls"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = home.command(arguments);
+        let child = command.stdout(writer).stderr(Stdio::piped()).spawn().expect("it starts");
+        drop(command); // the last copy of the pipe here
+        wait_until("it ends", || !alive(child.id() as i32));
+        let ended = child.wait_with_output().expect("a child that was started");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*said), (Some(141), ""), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_key_that_is_missing_or_open_to_others_is_said() {
     let home = Home::new();
     home.ok(&["init"]);
-    refused(&home, &["ls", "--key", "nobody"], 4, &["there is no key", "nobody"]);
+    refused(
+        &home,
+        &["ls", "--key", "nobody"],
+        4,
+        &["there is no key", "nobody", "mictlan key new"],
+    );
     let key = home.path().join("home/config/keys/default");
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("a chmod");

@@ -25,7 +25,7 @@ const EXIT_CODES: [(u8, &str); 18] = [
     (14, "Of verify --replay: a chunk is missing, so nothing is said of the roots; it says which."),
     (101, "The program has an error; nothing acknowledged is lost."),
     (130, "It was interrupted; whole files only were kept."),
-    (141, "Of get to standard output: the reader ended before the last byte."),
+    (141, "Whoever reads what it prints ended before the last byte; what it did is done."),
 ];
 
 pub fn completions(shell: Shell) -> Result<ExitCode, CliError> {

@@ -91,6 +91,7 @@ enum Verb {
 /// Runs the program; called as `mount.mictlan` it mounts.
 pub fn run() -> ExitCode {
     crate::host::keep_freed_memory_together();
+    end_with_a_closed_pipe();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let done = match is_helper(&arguments) {
         true => mount::helper(arguments[1..].to_vec()),
@@ -121,6 +122,25 @@ pub fn run() -> ExitCode {
         eprintln!("mictlan: {error}");
         error.code()
     })
+}
+
+/// As shells say it of whom SIGPIPE ended.
+const PIPE_CLOSED: u8 = 141;
+
+/// A reader that has enough, such as `head`, ends a verb as SIGPIPE would: it is no error of this
+/// program, which `println!` takes it for. Verbs print when what they did is done.
+fn end_with_a_closed_pipe() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>();
+        let is_pipe = |said: &&String| {
+            said.starts_with("failed printing to stdout") && said.contains("os error 32")
+        };
+        if said.filter(is_pipe).is_some() {
+            std::process::exit(PIPE_CLOSED.into());
+        }
+        usual(panic);
+    }));
 }
 
 /// Whether it is called as mount(8) calls it: the second name is that of the type in the kernel's

@@ -37,7 +37,7 @@ const LANES_MAX: u32 = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    #[error("there is no key {}; `mictlan init` makes one", .0.display())]
+    #[error("there is no key {}; those that there are: mictlan key ls; a new one: mictlan key new NAME", .0.display())]
     Missing(PathBuf),
     #[error("{} exists; a key is never overwritten", .0.display())]
     Exists(PathBuf),

@@ -8,7 +8,7 @@ use super::place::Place;
 use super::progress::Progress;
 use super::{BLOCK_BYTES, Copied, Interrupt, Open, Who, at, below};
 use crate::cli::error::CliError;
-use crate::cli::runtime;
+use crate::cli::{PIPE_CLOSED, runtime};
 use crate::store::durable;
 use bytes::Bytes;
 use clap::Args;
@@ -89,9 +89,6 @@ fn check_pipe(args: &GetArgs) -> Result<(), CliError> {
         _ => Ok(()),
     }
 }
-
-/// As shells say it of whom SIGPIPE ended.
-const PIPE_CLOSED: u8 = 141;
 
 struct Get<'a> {
     open: &'a Open,
