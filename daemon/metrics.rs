@@ -143,6 +143,8 @@ impl Told for OfMount {
         say("ledger_applied_records", "The position up to which this mount has the log", {
             volume.applied_position().0
         });
+        let help = "Files that are open, or have bytes that are not on their peers";
+        say("open_files", help, volume.open_files() as u64);
         let severe = volume.troubles().iter().filter(|trouble| trouble.severe).count();
         say("troubles", "Problems of this mount that need attention", severe as u64);
         COUNTS.register_mount(registry);

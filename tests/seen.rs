@@ -96,6 +96,28 @@ fn what_a_peer_and_its_mounts_count_is_told_on_loopback() {
 }
 
 #[test]
+fn a_mount_keeps_nothing_of_files_that_nobody_has_open() {
+    let home = Home::new();
+    let places = addresses(1);
+    let dir = home.mount_with("mnt", &["-o", &format!("metrics={}", places[0])]);
+    for n in 0..200 {
+        fs::write(dir.join(format!("empty-{n}")), b"").expect("made");
+        fs::write(dir.join(format!("small-{n}")), b"small").expect("made");
+    }
+    fs::write(dir.join("large"), vec![7; 3 << 20]).expect("made");
+    fs::remove_file(dir.join("empty-0")).expect("removed");
+    let open = || number(&page(&places[0], "/metrics"), "open_files");
+    wait_until("all is committed and forgotten", || open() == 0.0);
+    for n in 0..200 {
+        assert_eq!(fs::read(dir.join(format!("small-{n}"))).expect("readable"), b"small");
+    }
+    let held = fs::File::open(dir.join("large")).expect("readable");
+    wait_until("only what is open is kept", || open() == 1.0);
+    drop(held);
+    wait_until("nothing is kept", || open() == 0.0);
+}
+
+#[test]
 fn a_peer_that_goes_and_comes_back_is_told_with_its_time() {
     let three = Three::start();
     let alice = three.user("alice");

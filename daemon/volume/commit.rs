@@ -115,7 +115,9 @@ impl Volume {
         });
         self.next_attempt().await?;
         self.seal_small(self.due_files(tight)).await?;
-        match self.commit_front().await? {
+        let committed = self.commit_front().await;
+        self.forget_all_idle();
+        match committed? {
             Ok(()) => Ok(()),
             Err(refusal) => self.refused(refusal).await,
         }

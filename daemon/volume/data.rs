@@ -279,12 +279,25 @@ impl Volume {
         };
         if last {
             self.reap_if_orphan(&file).await;
+            drop(file);
             self.forget_idle(ino);
         }
         Ok(())
     }
 
-    /// Drops the state of a file that nobody has open and that holds nothing.
+    /// The same of all files: what was sealed or committed after its last descriptor was closed.
+    pub(super) fn forget_all_idle(&self) {
+        let inos: Vec<Ino> = self.core().files.keys().copied().collect();
+        inos.into_iter().for_each(|ino| self.forget_idle(ino));
+    }
+
+    /// How many files are open here, or have bytes that are not on their peers.
+    pub fn open_files(&self) -> usize {
+        self.core().files.len()
+    }
+
+    /// Drops the state of a file that nobody has open and that holds nothing. Whoever calls holds no
+    /// reference to it.
     pub(super) fn forget_idle(&self, ino: Ino) {
         let Some(file) = self.core().files.get(&ino).cloned() else { return };
         // The order of locks is file, then core. Whoever opens it now took its own reference to it

@@ -112,7 +112,9 @@ impl FileData {
     /// Nothing would be lost if this was forgotten.
     pub fn is_idle(&self) -> bool {
         let unsealed = self.unsealed_bytes() + self.tail.len();
-        self.handles == 0 && unsealed == 0
+        let noted = self.pending.is_some() || self.floor().is_some() || self.failed.is_some();
+        let on_the_way = self.puts.iter().any(|put| !put.is_durable());
+        self.handles == 0 && unsealed == 0 && !noted && !on_the_way
     }
 
     /// Takes in written bytes. `charge` is what they were accounted with.

@@ -27,6 +27,7 @@ impl Volume {
             let _order = file.order.lock().await;
             file.data().forget_bytes();
         }
+        drop(file);
         self.reap(ino).await;
         self.forget_idle(ino);
     }
