@@ -1,31 +1,15 @@
 //! P6 under running mounts: a member is removed while others work, and each knows at once.
 
 use mictlan_tests::harness::{Home, alive, signal, wait_until};
-use mictlan_tests::three::Three;
+use mictlan_tests::three::{Three, noise, write_through};
 use serde_json::Value;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Bytes that no compression makes smaller, the same for the same seed.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
 
 /// Small ones, which are packed, and some that are chunks of their own.
 fn content(n: u64) -> Vec<u8> {
     noise(n, if n.is_multiple_of(5) { 2 << 20 } else { 20_000 })
-}
-
-#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
-fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// The ledger's records as a mount shows them, up to those that are there now.

@@ -3,25 +3,11 @@
 
 use mictlan_tests::disk::{Disk, needs_root};
 use mictlan_tests::harness::{Home, alive, signal, wait_until};
-use mictlan_tests::three::Three;
+use mictlan_tests::three::{Three, noise, write_through};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::IntoRawFd;
 use std::path::Path;
-
-/// Bytes that no compression makes smaller, the same for the same seed.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
-fn write_through(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
 
 /// `close` is what promises something here, so its answer is heard.
 fn write_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {

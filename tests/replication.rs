@@ -1,9 +1,8 @@
 //! P1 and P5 with three peers as processes: any one may vanish, and nothing acknowledged is lost.
 
 use mictlan_tests::harness::{Home, assert_same_tree, signal, wait_until};
-use mictlan_tests::three::{Three, files};
+use mictlan_tests::three::{Three, files, noise, write_through};
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,22 +14,6 @@ fn tree() -> &'static Path {
 fn copy(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-a").args([from, to]).status().expect("cp is installed");
     assert!(done.success());
-}
-
-/// Bytes that no compression makes smaller, the same for the same seed.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-/// Written and on its peers, or the error that says that it is not.
-#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
-fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn mount(home: &Home) -> PathBuf {

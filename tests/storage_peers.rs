@@ -9,28 +9,11 @@ use mictlan_daemon::http::transport::Transport;
 use mictlan_daemon::identity::keyfile;
 use mictlan_daemon::link::{Link, LinkError};
 use mictlan_tests::harness::{Home, wait_until};
-use mictlan_tests::three::{Peer, Three, metrics};
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use mictlan_tests::three::{Peer, Three, metrics, noise, write_through};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Bytes that no compression makes smaller, the same for the same seed.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-/// Written and on its peers, or the error that says that it is not.
-#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
-fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
 
 fn mount(home: &Home) -> PathBuf {
     home.mount_with("mnt", &["-o", "deadline=60"])
