@@ -6,7 +6,7 @@ use crate::harness::Home;
 use mictlan::id::{ChunkId, Position};
 use mictlan::ledger::record::Origin;
 use mictlan::ledger::record::body::{Body, Root};
-use mictlan::wire::{Answer, Outcome, Query, VolumeInfo};
+use mictlan::wire::{Answer, Head, Outcome, Query, VolumeInfo};
 use mictlan_daemon::cli::connect;
 use mictlan_daemon::config::{Config, Paths};
 use mictlan_daemon::founding::Author;
@@ -27,7 +27,7 @@ async fn only_volume(network: &Network) -> VolumeInfo {
 }
 
 /// Orders `body` of the volume in the name of the user whose home it is; where its record stands.
-pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo) -> Body) -> Position {
+pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo, &Head) -> Body) -> Position {
     let paths = Paths::below(&home.path().join("home"));
     let config = Config::load(&paths.config_file()).expect("a configuration");
     let (name, configured) = config.networks.iter().next().expect("a network");
@@ -40,7 +40,9 @@ pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo) -> Body) -> Position {
         let links: Vec<_> =
             seeds.map(|(id, key, addresses)| (id, transport.link(key, &addresses))).collect();
         let network = Network::new(connect::provisional(&links));
-        let body = body(&only_volume(&network).await);
+        let head = network.voter(DEADLINE, |link| async move { link.head().await });
+        let head = head.await.expect("an answer");
+        let body = body(&only_volume(&network).await, &head);
         let origin = Origin::new(name, &configured.id);
         let (roster, _) = roster(&network, DEADLINE).await.expect("who is who");
         let actor = roster.owner_of(&principal.id()).expect("it joined").clone();
@@ -52,15 +54,14 @@ pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo) -> Body) -> Position {
     })
 }
 
-/// A root that folds in everything up to the newest root's position, and is not its tree.
-pub fn forged_root(volume: &VolumeInfo) -> Body {
-    let newest = volume.root.as_ref().expect("there is an honest one");
+/// A root of the newest record, and not its tree.
+pub fn forged_root(volume: &VolumeInfo, head: &Head) -> Body {
     Body::Root(Root {
         address: ChunkId([7; 32]),
         confirms: None,
         identity: [7; 32],
         key_epoch: volume.epoch,
-        position: newest.position,
+        position: Position(head.size.0 - 1),
         volume: volume.id,
     })
 }

@@ -86,8 +86,8 @@ fn a_forged_root_is_found_by_a_replay_with_its_signer() {
     let three = Three::start();
     let (alice, bob) = (three.user("alice"), three.user("bob"));
     write_and_make_a_root(&alice, |dir| fs::write(dir.join("a"), b"a").expect("written"));
-    let honest = newest_root(&alice).expect("there is one");
     let record = forger::order(&bob, forger::forged_root);
+    let forged = record.0 - 1;
     let (said, code) = replay(&alice);
     assert_eq!((&said["verdict"], code), (&Value::from("mismatch"), Some(13)), "{said}");
     assert_eq!(said["mismatches"][0]["record"], Value::from(record.0), "{said}");
@@ -97,7 +97,7 @@ fn a_forged_root_is_found_by_a_replay_with_its_signer() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let sentence = format!(
         "root-mismatch: record {record}, signed by bob: it names a tree that the commits up to \
-         record {honest} do not make\n"
+         record {forged} do not make\n"
     );
     assert!(said.contains(&sentence), "{said}");
     assert!(said.contains("next: mictlan member rm bob"), "{said}");
@@ -127,6 +127,69 @@ fn a_root_that_another_member_folded_again_is_confirmed_once_in_the_ledger() {
     assert_eq!(second["newest"]["confirms"], first["newest"]["record"], "{second}");
     let dir = alice.mount("mnt");
     assert_eq!(fs::read(dir.join("a")).expect("a mount begins with it"), b"alice");
+}
+
+/// What a mount says of itself.
+fn view(dir: &Path) -> String {
+    let path = CString::new(dir.as_os_str().as_bytes()).expect("a plain path");
+    let name = CString::new("user.mictlan.view").expect("a plain name");
+    let mut value = vec![0_u8; 65_536];
+    let (at, len) = (value.as_mut_ptr().cast(), value.len());
+    // SAFETY: both strings end in NUL, and the buffer is as long as it is said to be.
+    let len = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), at, len) };
+    assert!(len >= 0, "{}", std::io::Error::last_os_error());
+    value.truncate(len as usize);
+    String::from_utf8(value).expect("text")
+}
+
+/// The last record that is in the tree which a mount rests on.
+fn rests_on(dir: &Path) -> Option<u64> {
+    view(dir).lines().find_map(|line| line.strip_prefix("root ")?.parse().ok())
+}
+
+#[test]
+fn a_mount_that_builds_no_roots_rests_on_those_that_others_build() {
+    let home = Home::new();
+    let reader = home.mount_with("reader", &["-o", "ro"]);
+    for n in 0..3 {
+        let file = n.to_string();
+        write_and_make_a_root(&home, |dir| fs::write(dir.join(&file), &file).expect("written"));
+        let root = newest_root(&home);
+        wait_until("the reader has gone over to it", || rests_on(&reader) == root);
+        for n in 0..=n {
+            let read = fs::read_to_string(reader.join(n.to_string()));
+            assert_eq!(read.expect("it is there"), n.to_string());
+        }
+    }
+}
+
+#[test]
+fn a_forged_root_is_not_gone_over_to_and_removing_its_signer_brings_the_volume_back() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    let dir = alice.mount("mnt");
+    fs::write(dir.join("a"), b"alice").expect("written");
+    assert_eq!(fs::read(dir.join("a")).expect("it is there"), b"alice");
+    alice.unmount(&dir);
+    let (dir, before) = (alice.mount("mnt"), newest_root(&alice));
+    let record = forger::order(&bob, forger::forged_root);
+    wait_until("the mount finds it out", || view(&dir).contains("contradiction"));
+    let said = view(&dir);
+    assert!(said.contains(&format!("record {record}, signed by bob")), "{said}");
+    let read = fs::read(dir.join("a")).map_err(|error| error.raw_os_error());
+    assert_eq!(read, Err(Some(libc::EIO)), "nothing is believed any more");
+    assert_ne!(rests_on(&dir), Some(record.0 - 1), "and nothing rests on it");
+    let told = || String::from_utf8_lossy(&alice.run(&["status"]).stdout).into_owned();
+    wait_until("status tells it", || {
+        let told = told();
+        told.contains("[contradiction]") && told.contains("verify --replay")
+    });
+    alice.kill_daemon(&dir);
+    alice.forget(&dir);
+    three.peers[0].home.ok(&["member", "rm", "bob"]);
+    assert_eq!(newest_root(&alice), before, "it counts no more");
+    let dir = alice.mount("mnt");
+    assert_eq!(fs::read(dir.join("a")).expect("it is there"), b"alice");
 }
 
 /// Noise in an attribute: a payload too large to travel inside its record.

@@ -108,7 +108,7 @@ async fn on(
         Ok(replayed) => {
             let said = match args.json {
                 true => writeln!(out, "{}", to_json(volume, &report, &claims, &replayed)),
-                false => print(volume, &claims, &replayed, &mut out),
+                false => print(volume, &replayed, &mut out),
             };
             said.map_err(output)?;
             Ok(ExitCode::from(if replayed.wrong.is_empty() { 0 } else { MISMATCH }))
@@ -154,16 +154,7 @@ fn newest(claims: &Claims) -> Option<&Claim> {
     claims.roots().last()
 }
 
-fn is_wrong(replayed: &Replayed, claim: &Claim) -> bool {
-    replayed.wrong.iter().any(|wrong| wrong.claim.record == claim.record)
-}
-
-fn print(
-    volume: &Label,
-    claims: &Claims,
-    replayed: &Replayed,
-    out: &mut impl Write,
-) -> io::Result<()> {
+fn print(volume: &Label, replayed: &Replayed, out: &mut impl Write) -> io::Result<()> {
     let Replayed { commits, position, right, wrong, voids, confirmed_by, .. } = replayed;
     for Void { record, by, why } in &voids.first {
         writeln!(out, "void: record {record}, signed by {by}: {why}; nobody applies it")?;
@@ -178,16 +169,11 @@ fn print(
     if let Some(first) = wrong.first() {
         let (record, by) = (first.claim.record, &first.claim.by);
         writeln!(out, "BAD: {} of {} roots are not what {made} make", wrong.len(), all(replayed))?;
-        if newest(claims).is_some_and(|claim| is_wrong(replayed, claim)) {
-            writeln!(
-                out,
-                "a mount that begins now shows a tree that nobody committed: mount none"
-            )?;
-        }
         writeln!(
             out,
-            "next: mictlan member rm {by}; a mount that was up before record {record} has the \
-             commits themselves: change something there and unmount it, and it makes another root"
+            "a mount that began since record {record} may show what nobody committed; next: \
+             mictlan member rm {by}, which takes back the roots that {by} named; then unmount and \
+             mount"
         )?;
         return Ok(());
     }

@@ -9,7 +9,7 @@ use super::Volume;
 use super::state::Mode;
 use crate::host;
 use crate::ledger::{Ledger, LedgerError, Seen};
-use mictlan::id::{LedgerHash, Position, TimeMs};
+use mictlan::id::{Label, LedgerHash, Position, TimeMs};
 use mictlan::ledger::inclusion::{self, Inclusion, Signed};
 use mictlan::ledger::record::time;
 use mictlan::meta::error::FsError;
@@ -35,6 +35,22 @@ pub enum Disbelief {
     Record(#[from] inclusion::Broken),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// Either it is wrong, or the root that this mount began with.
+    #[error(
+        "record {record}, signed by {by}, names as a snapshot root a tree that the commits up to \
+         record {position} do not make here"
+    )]
+    Root { record: Position, by: Label, position: Position },
+}
+
+impl Disbelief {
+    /// What to do about it.
+    fn next(&self) -> &'static str {
+        match self {
+            Self::Root { .. } => "mictlan verify --replay",
+            _ => "mictlan ledger verify, then unmount and mount",
+        }
+    }
 }
 
 /// What a mount has to say of itself; `mictlan status` shows it.
@@ -199,11 +215,17 @@ impl Volume {
     }
 
     /// From here on every call gets EIO, and nothing is committed.
-    fn disbelieve(&self, why: Disbelief) {
-        tracing::error!(%why,
-            "this mount was shown a log that the voters did not sign: nothing of it is read or \
-             written any more, and what was not committed stays in the journal; find the voter \
-             that lied (mictlan ledger verify, asking each), then unmount and mount again");
+    pub(super) fn disbelieve(&self, why: Disbelief) {
+        match why {
+            Disbelief::Root { .. } => tracing::error!(%why,
+                "what this mount shows and what the volume's members say it is differ: nothing of \
+                 it is read or written any more, and what was not committed stays in the journal; \
+                 find out who is wrong (mictlan verify --replay)"),
+            _ => tracing::error!(%why,
+                "this mount was shown a log that the voters did not sign: nothing of it is read or \
+                 written any more, and what was not committed stays in the journal; find the voter \
+                 that lied (mictlan ledger verify, asking each), then unmount and mount again"),
+        }
         // A second one says nothing more.
         let _ = self.belief.ended.set(why);
         let mut core = self.core();
@@ -248,7 +270,7 @@ impl Volume {
         };
         if let Some(why) = self.belief.ended.get() {
             let what = format!("nothing of this mount is believed any more, all is EIO: {why}");
-            tell("contradiction", true, what, "mictlan ledger verify, then unmount and mount");
+            tell("contradiction", true, what, why.next());
             return found;
         }
         if let Some(at) = self.removed.get() {
@@ -301,6 +323,7 @@ impl Volume {
     pub(super) fn view_in_words(&self) -> String {
         let mut text = format!("applied {}\n", self.applied_position());
         text.push_str(&format!("signed {}\n", self.belief.signed()));
+        text.push_str(&format!("root {}\n", self.trail.from()));
         let heard_ms = lock(&self.belief.heard).log.0.elapsed().as_millis();
         text.push_str(&format!("heard_ms {heard_ms}\n"));
         for trouble in self.troubles() {

@@ -14,6 +14,7 @@ use mictlan::id::{ChunkId, Label, LedgerHash, Position, SessionId, TimeMs};
 use mictlan::ledger::merkle;
 use mictlan::ledger::record::body::{Body, Commit};
 use mictlan::ledger::record::{Line, NO_RECORD, RecordError};
+use mictlan::ledger::roots::Claim;
 use mictlan::ledger::roster::{Roster, RosterError};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
@@ -256,6 +257,10 @@ impl Volume {
                 let by = line.p.actor_label();
                 self.apply_commit(applied, at, &by, commit, &entry).await?;
             }
+            Body::Root(root) if root.volume == self.id => {
+                self.skip(at);
+                self.named.add(Claim::of(at, line.p.actor_label(), root));
+            }
             Body::Fence(fence) => {
                 if let Some(successor) = fence.successor {
                     applied.succeeds.insert(successor, fence.session);
@@ -268,6 +273,7 @@ impl Volume {
                 self.skip(at);
             }
             Body::Revoke(revoke) if revoke.volume == Some(self.id) => {
+                self.named.forget(&revoke.member);
                 self.member_gone(applied, at, revoke);
                 self.skip(at);
             }
@@ -281,6 +287,7 @@ impl Volume {
                 self.epoch_begins(applied, at, made.key_epoch);
                 // A later record of the volume changes its settings, not its root.
                 let writes = if at == self.made { founding(line.t) } else { WriteSet::new() };
+                self.trail.append(&self.spill, at, &writes);
                 self.core().view.apply(at, &writes);
             }
             _ => self.skip(at),
@@ -312,6 +319,7 @@ impl Volume {
                 WriteSet::new()
             }
         };
+        self.trail.append(&self.spill, at, &writes);
         self.core().view.apply(at, &writes);
         self.tell_kernel(&writes);
         Ok(())
@@ -332,6 +340,9 @@ impl Volume {
         core.view.commit_local(until.0 - 1, at);
         let batch = core.queue.pop_front();
         drop(core);
+        if let Some(batch) = &batch {
+            self.trail.append(&self.spill, at, &batch.writes);
+        }
         for put in batch.iter().flat_map(|batch| &batch.inline) {
             self.chunks.let_go(put.address);
         }

@@ -24,6 +24,7 @@ mod read;
 mod recover;
 mod replay;
 mod root;
+mod roots;
 mod seal;
 mod secrets;
 mod session;
@@ -33,6 +34,7 @@ mod spill;
 mod start;
 mod state;
 mod tail;
+mod trail;
 mod vfs;
 mod virtual_xattr;
 mod void;
@@ -82,6 +84,10 @@ pub struct Volume {
     nodes: Arc<NodeCache>,
     tree_keys: TreeKeys,
     spill: spill::Spill,
+    /// What was applied since the view's tree, to check others' roots with.
+    trail: trail::Trail,
+    /// Roots that are still to be checked.
+    named: roots::Named,
     budget: Budget,
     credit: credit::Credit,
     /// `None` on a read-only mount.

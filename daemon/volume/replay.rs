@@ -210,6 +210,7 @@ impl Fold {
         let info = VolumeInfo { made, root: None, ..info.clone() };
         let (volume, _) = assemble(start, &info, held, ground)?;
         volume.applying.lock().await.void = Some(Voids::default());
+        volume.trail.switch_off();
         let mut claims = log.roots().to_vec();
         claims.sort_by_key(|claim| std::cmp::Reverse(claim.position));
         let mut fold = Self {

@@ -88,6 +88,7 @@ impl Volume {
         match self.build_and_record(&frozen).await {
             Ok(root) => {
                 self.core().view.rebase(root, frozen.position);
+                self.trail.rests_on(frozen.position);
                 // Whoever waits for memory looks again.
                 self.progress.send_modify(|_| {});
                 Ok(())
@@ -139,7 +140,7 @@ impl Volume {
         Ok(tree.root())
     }
 
-    async fn update<E: Display>(
+    pub(super) async fn update<E: Display>(
         &self,
         tree: &Tree,
         writes: &WriteSet,

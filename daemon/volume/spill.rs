@@ -66,20 +66,42 @@ impl Spill {
         self.state.lock().expect("nothing panics while runs are counted")
     }
 
-    /// A file that loses its name at once.
     pub(super) fn begin(&self) -> io::Result<Writing<'_>> {
+        let (number, file) = self.file()?;
+        let mut state = self.state();
+        state.runs.retain(|_, run| run.strong_count() > 0);
+        state.runs.insert(number, Arc::downgrade(&file));
+        Ok(Writing { spill: self, number, file, end: 0 })
+    }
+
+    /// A file that loses its name at once, and its number, which no other has.
+    pub(super) fn file(&self) -> io::Result<(u32, Arc<File>)> {
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
+        drop(state);
         std::fs::create_dir_all(&self.dir)?;
         let path = self.dir.join(format!("{}-{number}", std::process::id()));
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let file = Arc::new(file.open(&path)?);
         std::fs::remove_file(&path)?;
-        state.runs.retain(|_, run| run.strong_count() > 0);
-        state.runs.insert(number, Arc::downgrade(&file));
-        Ok(Writing { spill: self, number, file, end: 0 })
+        Ok((number, file))
+    }
+
+    /// Seals `bytes` at a place of a file that nothing was written to before; how long that is.
+    pub(super) fn write(
+        &self,
+        file: &File,
+        number: u32,
+        at: u64,
+        mut bytes: Vec<u8>,
+    ) -> io::Result<u32> {
+        self.key
+            .seal_in_place_append_tag(nonce(number, at), Aad::empty(), &mut bytes)
+            .expect("it is far below the cipher's limit");
+        file.write_all_at(&bytes, at)?;
+        Ok(bytes.len() as u32)
     }
 
     /// A node of a run. `None` when the run is gone: a snapshot root has it.
@@ -98,7 +120,7 @@ impl Spill {
         Some((number, at, len))
     }
 
-    fn open(&self, file: &File, number: u32, at: u64, len: u32) -> io::Result<Vec<u8>> {
+    pub(super) fn open(&self, file: &File, number: u32, at: u64, len: u32) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
         file.read_exact_at(&mut bytes, at)?;
         let opened = self.key.open_in_place(nonce(number, at), Aad::empty(), &mut bytes);
@@ -116,17 +138,14 @@ impl Writing<'_> {
     }
 
     pub(super) fn keep(&mut self, new: &NewNode) -> io::Result<ChunkId> {
-        let mut bytes = new.node.bytes().to_vec();
-        let key = &self.spill.key;
-        key.seal_in_place_append_tag(nonce(self.number, self.end), Aad::empty(), &mut bytes)
-            .expect("a node is far below the cipher's limit");
-        self.file.write_all_at(&bytes, self.end)?;
+        let bytes = new.node.bytes().to_vec();
+        let len = self.spill.write(&self.file, self.number, self.end, bytes)?;
         let mut address = [0; 32];
         address[..8].copy_from_slice(&self.spill.mark);
         address[8..12].copy_from_slice(&self.number.to_le_bytes());
         address[12..20].copy_from_slice(&self.end.to_le_bytes());
-        address[20..24].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
-        self.end += bytes.len() as u64;
+        address[20..24].copy_from_slice(&len.to_le_bytes());
+        self.end += u64::from(len);
         Ok(ChunkId(address))
     }
 }

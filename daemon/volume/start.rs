@@ -148,6 +148,7 @@ impl Volume {
     async fn begin(self: Arc<Self>, left: Vec<Left>) -> Opening<()> {
         tokio::spawn(self.clone().follow());
         tokio::spawn(self.clone().watch_ledger());
+        tokio::spawn(self.clone().check_roots());
         if self.journal.is_some() {
             tokio::spawn(self.clone().commit_behind());
             // First, because it fences: the lease of a mount that is gone would stand in the way.
@@ -266,6 +267,8 @@ pub(super) fn assemble(
         ring: RwLock::new(Arc::new(ring)),
         tree_keys: keys,
         spill: spill(start)?,
+        trail: Default::default(),
+        named: Default::default(),
         network: start.network.clone(),
         chunks: start.chunks.clone(),
         nodes,
@@ -298,6 +301,7 @@ pub(super) fn assemble(
         unconfirmed: Mutex::new(None),
         belief,
     });
+    volume.trail.rests_on(position);
     Ok((volume, stale_receiver))
 }
 

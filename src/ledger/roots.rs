@@ -4,7 +4,7 @@
 //! Never: judges a root; that takes the volume's keys.
 
 use super::record::Line;
-use super::record::body::Body;
+use super::record::body::{Body, Root};
 use super::roster::Roster;
 use crate::id::{ChunkId, Epoch, Label, Position, VolumeId};
 
@@ -20,6 +20,20 @@ pub struct Claim {
     pub identity: [u8; 32],
     pub epoch: Epoch,
     pub confirms: Option<Position>,
+}
+
+impl Claim {
+    pub fn of(record: Position, by: Label, body: &Root) -> Self {
+        Self {
+            record,
+            by,
+            position: body.position,
+            address: body.address,
+            identity: body.identity,
+            epoch: body.key_epoch,
+            confirms: body.confirms,
+        }
+    }
 }
 
 /// Takes the records of a whole log, one after another.
@@ -48,15 +62,9 @@ impl Claims {
                 self.made = roster.map(|roster| (line.i, roster.clone()));
             }
             Ok(Body::Commit(body)) if body.volume == self.volume => self.commits += 1,
-            Ok(Body::Root(body)) if body.volume == self.volume => self.roots.push(Claim {
-                record: line.i,
-                by: line.p.actor_label(),
-                position: body.position,
-                address: body.address,
-                identity: body.identity,
-                epoch: body.key_epoch,
-                confirms: body.confirms,
-            }),
+            Ok(Body::Root(body)) if body.volume == self.volume => {
+                self.roots.push(Claim::of(line.i, line.p.actor_label(), &body));
+            }
             _ => {}
         }
     }

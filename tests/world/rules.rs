@@ -178,6 +178,26 @@ fn a_root_is_confirmed_by_one_that_is_the_same_and_by_no_other() {
 }
 
 #[test]
+fn the_roots_of_a_removed_member_count_no_more() {
+    let mut net = with_bob();
+    let at = net.ok("bob", note());
+    let named = net.ok("bob", root(1, at, None));
+    net.ok("alice", root(1, at, Some(named)));
+    net.ok("bob", root(2, at, None));
+    net.ok("alice", Actor::new("alice").wrap(2));
+    net.ok(
+        "alice",
+        Body::Revoke(Revoke {
+            key_epoch: Some(Epoch(2)),
+            member: label("bob"),
+            reason: "named a tree that nobody committed".to_owned(),
+            volume: Some(MAIN),
+        }),
+    );
+    assert_eq!(roots(&net), [(1, false)], "what was confirmed is the other's as well");
+}
+
+#[test]
 fn the_last_owner_cannot_lock_everybody_out() {
     let mut net = with_bob();
     let alice = || label("alice");

@@ -18,7 +18,7 @@
 //! | `stale-view` | a mount has not heard of the log for 3 s, or of a cosignature for a minute |
 //! | `unproved` | what a mount applied over 10 s ago is under no cosigned checkpoint yet |
 //! | `mounted-without-quorum` | a mount is read-only, because most voters were away when it began |
-//! | `contradiction` | a mount was shown a log that the voters did not sign; all of it is `EIO` |
+//! | `contradiction` | the voters signed another log, or a member named another root; all is `EIO` |
 //! | `removed` | the key of a mount was removed from the volume |
 //! | `not-mounted` | the directory is no mount of mictlan |
 

@@ -271,6 +271,7 @@ impl State {
                 if let (Some(volume), Some(epoch)) = (body.volume, body.key_epoch) {
                     self.with_volume(volume, |volume| {
                         volume.wraps.remove(&body.member);
+                        volume.forget_roots_of(&body.member);
                         volume.begin_epoch(epoch, at);
                     });
                 }

@@ -118,6 +118,12 @@ impl Volume {
         }
     }
 
+    /// `member` is trusted no more: mounts begin with what others named. Whoever confirmed a root
+    /// of its has named it too.
+    pub(super) fn forget_roots_of(&mut self, member: &Label) {
+        self.roots.retain(|mark| mark.by != *member);
+    }
+
     pub(super) fn add_root(&mut self, by: Label, root: Root, record: Position) {
         let Root { position: folded, address, identity, key_epoch, .. } = root;
         // One sample at or before the root stays: it says how much the root has folded in.
