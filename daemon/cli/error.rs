@@ -3,6 +3,7 @@
 
 use crate::network::CallError;
 use mictlan::meta::error::FsError;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -50,9 +51,9 @@ pub enum CliError {
     #[error("{0}")]
     Replay(#[from] crate::volume::ReplayError),
     #[error("{}: {}", .0.display(), .1)]
-    Io(PathBuf, std::io::Error),
+    Io(PathBuf, io::Error),
     #[error("{0}")]
-    Runtime(std::io::Error),
+    Runtime(io::Error),
     #[error(
         "no network is configured here; make one: mictlan init, or join one: mictlan join CODE"
     )]
@@ -93,14 +94,17 @@ pub enum CliError {
     OtherAnswer,
     #[error("{0}")]
     Usage(String),
-    #[error("{path}: {error}; what was done before it is committed, and nothing else changed")]
+    /// What it leaves is known to the verb (`Left`).
+    #[error("{path}: {error}")]
     Volume { path: String, error: FsError },
+    #[error("{cause}; {left}")]
+    Left { cause: Box<CliError>, left: String },
     #[error(
         "not everything could be committed ({0}); it is in this host's journal, and the next \
          mount or put of the volume with the same key commits it"
     )]
     NotCommitted(FsError),
-    #[error("interrupted; whole files only were kept: the same command again does the rest")]
+    #[error("interrupted")]
     Interrupted,
     #[error(
         "{} has a network that the configuration does not name, and it may be the only copy: move \
@@ -110,10 +114,32 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// What to type where this user may not read or write mictlan's own files.
+    pub fn next(&self) -> Option<String> {
+        use crate::config::ConfigError;
+        use crate::identity::keyfile::KeyError;
+        let disk = match self {
+            CliError::Disk(error)
+            | CliError::Config(ConfigError::Disk(error))
+            | CliError::Key(KeyError::Disk(error)) => error,
+            _ => return None,
+        };
+        let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+        denied.contains(&disk.kind()).then(|| {
+            let dir = disk.path.ancestors().find(|dir| dir.is_dir()).unwrap_or(&disk.path);
+            format!(
+                "this user may not write there: ls -ld {}; to keep all of mictlan's files in \
+                 another directory: MICTLAN_HOME=DIR before the command",
+                dir.display()
+            )
+        })
+    }
+
     /// The codes of the manual page.
     pub fn code(&self) -> ExitCode {
         match self {
             CliError::LedgerVerb(error) => return error.code(),
+            CliError::Left { cause, .. } => return cause.code(),
             CliError::Replay(error) => return ExitCode::from(super::verify::code_of(error)),
             _ => {}
         }

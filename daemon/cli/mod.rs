@@ -119,7 +119,10 @@ pub fn run() -> ExitCode {
         },
     };
     done.unwrap_or_else(|error| {
-        eprintln!("mictlan: {error}");
+        match error.next() {
+            Some(next) => eprintln!("mictlan: {error}; {next}"),
+            None => eprintln!("mictlan: {error}"),
+        }
         error.code()
     })
 }

@@ -18,6 +18,8 @@ pub enum Virtual {
     Copies,
     /// How this mount stands to the log: what it applied, what is signed, what is wrong.
     View,
+    /// The number of the volume, the same on every mount of it and on no other.
+    Volume,
     /// How many copies: a setting of the directory or file.
     Replicas,
 }
@@ -26,6 +28,7 @@ pub enum Virtual {
 pub fn named(name: &[u8]) -> Option<Virtual> {
     match name {
         b"user.mictlan.version" => Some(Virtual::Version),
+        b"user.mictlan.volume" => Some(Virtual::Volume),
         b"user.mictlan.view" => Some(Virtual::View),
         b"user.mictlan.copies" => Some(Virtual::Copies),
         b"user.mictlan.replicas" => Some(Virtual::Replicas),
@@ -44,6 +47,9 @@ impl Volume {
         ino: Ino,
         which: Virtual,
     ) -> Result<Bytes, FsError> {
+        if which == Virtual::Volume {
+            return Ok(self.id.to_string().into());
+        }
         // The view tells why nothing else is answered, so it is answered always.
         if which != Virtual::View {
             self.fresh().await?;
@@ -51,6 +57,7 @@ impl Volume {
         let inode = self.inode(ino).await?;
         match which {
             Virtual::View => Ok(self.view_in_words().into()),
+            Virtual::Volume => Ok(self.id.to_string().into()),
             Virtual::Version => Ok(self.core().view.position().to_string().into()),
             Virtual::Replicas => {
                 let name = b"user.mictlan.replicas";

@@ -6,7 +6,7 @@
 use super::pipe::{Output, is_pipe};
 use super::place::Place;
 use super::progress::Progress;
-use super::{BLOCK_BYTES, Copied, Interrupt, Open, Who, at, below};
+use super::{BLOCK_BYTES, Copied, Interrupt, Left, Open, Who, at, below, itself};
 use crate::cli::error::CliError;
 use crate::cli::{PIPE_CLOSED, runtime};
 use crate::store::durable;
@@ -24,6 +24,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
+
+const LEFT: Left<'static> = Left {
+    failed: "what was got before it is whole, and nothing in the volume changed",
+    interrupted: "what was got before is whole, and nothing in the volume changed; a get begins \
+                  anew and replaces what is there",
+};
+const NOT_ALL: &str = "standard output does not have all of it, and nothing in the volume changed";
+const PIPE_LEFT: Left<'static> = Left { failed: NOT_ALL, interrupted: NOT_ALL };
 
 #[derive(Args)]
 pub struct GetArgs {
@@ -64,7 +72,7 @@ pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
         if to_pipe {
             let done = get.output(first).await;
             drop(get);
-            return open.finish(done).await;
+            return open.finish(done, PIPE_LEFT).await;
         }
         let mut done = Ok(());
         for place in &places {
@@ -75,7 +83,7 @@ pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
         }
         let Get { copied, progress, .. } = get;
         drop(progress);
-        open.finish(done).await?;
+        open.finish(done, LEFT).await?;
         copied.say(args.who.json, "got");
         Ok(ExitCode::SUCCESS)
     })
@@ -113,6 +121,7 @@ impl Get<'_> {
             Some((_, name)) if dest.is_dir() => dest.join(OsStr::from_bytes(name.as_bytes())),
             _ => dest.to_owned(),
         };
+        itself::not_from_above(self.open.volume.id, &attr, &to, place)?;
         if attr.inode.kind == FileKind::File {
             self.progress.more(attr.inode.size);
         }

@@ -1,7 +1,7 @@
 //! `mictlan ls`: names of a volume.
 
 use super::place::Place;
-use super::{Open, Who, at};
+use super::{Left, Open, Who, at};
 use crate::cli::error::CliError;
 use crate::cli::runtime;
 use clap::Args;
@@ -13,6 +13,8 @@ use mictlan_mount::vfs::{Attr, Vfs};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
+
+const ONLY_READ: &str = "nothing was changed";
 
 #[derive(Args)]
 pub struct LsArgs {
@@ -31,7 +33,8 @@ pub fn ls(args: LsArgs) -> Result<ExitCode, CliError> {
     runtime()?.block_on(async {
         let open = Open::volume(&place, &args.who, true).await?;
         let done = list(&open, &place, &args).await;
-        match open.finish(done).await {
+        let left = Left { failed: ONLY_READ, interrupted: ONLY_READ };
+        match open.finish(done, left).await {
             // Whoever reads, such as `head`, has enough.
             Err(CliError::Runtime(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
             done => done?,

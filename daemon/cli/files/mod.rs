@@ -6,6 +6,7 @@
 //! committed whole files only.
 
 mod get;
+mod itself;
 mod list;
 mod pipe;
 mod place;
@@ -75,12 +76,13 @@ impl Open {
     }
 
     /// Everything done so far is committed; then the session ends, whatever the command came to.
-    async fn finish<T>(self, done: Result<T, CliError>) -> Result<T, CliError> {
-        let ended = self.volume.end().await;
+    async fn finish<T>(self, done: Result<T, CliError>, left: Left<'_>) -> Result<T, CliError> {
+        let ended = self.volume.end().await.map_err(CliError::NotCommitted);
         self.connected.close().await;
-        let done = done?;
-        ended.map_err(CliError::NotCommitted)?;
-        Ok(done)
+        match done {
+            Ok(done) => ended.map(|()| done),
+            Err(error) => Err(left.said(error, ended.err())),
+        }
     }
 
     async fn lookup(&self, dir: Ino, name: &Name) -> Result<Option<Attr>, FsError> {
@@ -90,16 +92,23 @@ impl Open {
         }
     }
 
-    /// What is at `path`; links on the way are not followed. `None`: nothing.
-    async fn find(&self, path: &[Name]) -> Result<Option<Attr>, FsError> {
-        let mut attr = self.volume.clone().getattr(Ino::ROOT, None).await?;
+    /// Each directory from the root to the place, and what is at the place, as far as they exist.
+    async fn way(&self, path: &[Name]) -> Result<Vec<Attr>, FsError> {
+        let mut way = vec![self.volume.clone().getattr(Ino::ROOT, None).await?];
         for name in path {
-            match self.lookup(attr.ino, name).await? {
-                Some(next) => attr = next,
-                None => return Ok(None),
+            let dir = way.last().expect("it begins with the root");
+            match self.lookup(dir.ino, name).await? {
+                Some(next) => way.push(next),
+                None => break,
             }
         }
-        Ok(Some(attr))
+        Ok(way)
+    }
+
+    /// What is at `path`; links on the way are not followed. `None`: nothing.
+    async fn find(&self, path: &[Name]) -> Result<Option<Attr>, FsError> {
+        let mut way = self.way(path).await?;
+        Ok(if way.len() > path.len() { way.pop() } else { None })
     }
 
     /// One page of a directory after `cookie`.
@@ -108,7 +117,27 @@ impl Open {
     }
 }
 
-/// `error` at a path of the volume, said with what it leaves.
+/// What a verb leaves of its work when it stops before its end, in its own words.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    failed: &'a str,
+    interrupted: &'a str,
+}
+
+impl Left<'_> {
+    /// `error`, with what became of the data. `lost`: what was done before could not be committed.
+    fn said(self, error: CliError, lost: Option<CliError>) -> CliError {
+        let left = match (&error, lost) {
+            (_, Some(lost)) => lost.to_string(),
+            (CliError::Interrupted, None) => self.interrupted.to_owned(),
+            (CliError::Volume { .. } | CliError::Io(..), None) => self.failed.to_owned(),
+            (_, None) => return error,
+        };
+        CliError::Left { cause: Box::new(error), left }
+    }
+}
+
+/// `error` at a path of the volume.
 fn at(place: impl ToString) -> impl FnOnce(FsError) -> CliError {
     let path = place.to_string();
     move |error| CliError::Volume { path, error }

@@ -7,7 +7,7 @@
 use super::pipe::{self, is_pipe};
 use super::place::Place;
 use super::progress::Progress;
-use super::{BLOCK_BYTES, Copied, Interrupt, Open, Who, at, below};
+use super::{BLOCK_BYTES, Copied, Interrupt, Left, Open, Who, at, below, itself};
 use crate::cli::error::CliError;
 use crate::cli::runtime;
 use crate::host;
@@ -16,7 +16,7 @@ use clap::Args;
 use mictlan::id::{Ino, Name};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, MODE_MASK, Stamp};
-use mictlan_mount::vfs::{Found, Make, OpenHow, RenameHow, SetAttr, SetTime, Vfs, WriteAt};
+use mictlan_mount::vfs::{Attr, Found, Make, OpenHow, RenameHow, SetAttr, SetTime, Vfs, WriteAt};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +24,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::sync::mpsc;
+
+const LEFT: Left<'static> = Left {
+    failed: "what was put before it is whole and committed, and nothing else changed",
+    interrupted: "what was put before is whole and committed",
+};
+const NOTHING_PUT: &str = "nothing was put, and what had the name is as it was";
+const PIPE_LEFT: Left<'static> = Left { failed: NOTHING_PUT, interrupted: NOTHING_PUT };
 
 #[derive(Args)]
 pub struct PutArgs {
@@ -46,20 +53,23 @@ pub fn put(args: PutArgs) -> Result<ExitCode, CliError> {
         let open = Open::volume(&place, &args.who, false).await?;
         let progress = match from_pipe {
             true => Progress::endless(args.who.json),
-            false => {
-                let total = args.sources.iter().map(|source| bytes_below(source)).sum();
-                Progress::new(total, args.who.json)
-            }
+            false => Progress::new(0, args.who.json),
         };
         let interrupt = Interrupt::watch();
-        let mut put = Put { open: &open, progress, interrupt, copied: Copied::default() };
+        let copied = Copied::default();
+        let mut put = Put { open: &open, progress, interrupt, copied, makes: None };
         let done = match from_pipe {
             true => put.input(&place).await,
             false => put.all(&args.sources, &place).await,
         };
         put.progress.committing();
-        let Put { copied, progress, .. } = put;
-        let done = open.finish(done).await;
+        let Put { copied, progress, makes, .. } = put;
+        let interrupted = again(makes.as_deref());
+        let left = match from_pipe {
+            true => PIPE_LEFT,
+            false => Left { interrupted: &interrupted, ..LEFT },
+        };
+        let done = open.finish(done, left).await;
         drop(progress);
         done?;
         copied.say(args.who.json, "put");
@@ -90,14 +100,15 @@ fn no_name(place: &Place) -> String {
     format!("{dir} is a directory, and standard input has no name; give one: mictlan put - {file}")
 }
 
-/// What there is to move. What cannot be read is reported when it is copied.
-fn bytes_below(path: &Path) -> u64 {
-    match path.symlink_metadata() {
-        Ok(meta) if meta.is_file() => meta.len(),
-        Ok(meta) if meta.is_dir() => std::fs::read_dir(path)
-            .map(|entries| entries.flatten().map(|entry| bytes_below(&entry.path())).sum())
-            .unwrap_or(0),
-        _ => 0,
+/// How all of it is put after an interruption. A directory under a new name would be put into the
+/// one that is there now.
+fn again(makes: Option<&str>) -> String {
+    let whole = "what was put before is whole and committed";
+    match makes {
+        Some(place) => {
+            format!("{whole}; to put all of it: mictlan rm -r {place}, then the same again")
+        }
+        None => format!("{whole}; the same again puts all of it, over what is there"),
     }
 }
 
@@ -106,6 +117,8 @@ struct Put<'a> {
     progress: Progress,
     interrupt: Interrupt,
     copied: Copied,
+    /// The place that is new, and becomes a directory.
+    makes: Option<String>,
 }
 
 /// A local thing and where it goes.
@@ -173,24 +186,37 @@ impl Put<'_> {
     }
 
     async fn all(&mut self, sources: &[PathBuf], place: &Place) -> Result<(), CliError> {
-        let there = self.open.find(&place.path).await.map_err(at(place))?;
-        let dir = there.filter(|attr| attr.inode.kind == FileKind::Dir);
+        let way = self.open.way(&place.path).await.map_err(at(place))?;
+        let is_there = way.len() > place.path.len();
+        let is_dir = |last: &&Attr| is_there && last.inode.kind == FileKind::Dir;
+        let dir = way.last().filter(is_dir).map(|last| last.ino);
         if dir.is_none() && (place.is_dir || sources.len() > 1) {
             let path = place.to_string();
             return Err(CliError::Volume { path, error: FsError::NotDir });
         }
+        let mut steps = Vec::new();
         for source in sources {
-            let step = match (&dir, place.split()) {
+            let step = match (dir, place.split()) {
                 (Some(dir), _) => {
                     let name = own_name(source)?;
                     let to = below(&place.to_string(), name.as_bytes());
-                    Step { from: source.clone(), dir: dir.ino, name, to }
+                    Step { from: source.clone(), dir, name, to }
                 }
                 (None, Some((parent, name))) => {
                     self.named(source.clone(), parent, name, place).await?
                 }
                 (None, None) => unreachable!("the root is a directory"),
             };
+            let there = self.open.lookup(step.dir, &step.name).await.map_err(at(&step.to))?;
+            let into = way.iter().chain(&there).map(|attr| attr.ino).collect();
+            let bytes = itself::not_from_below(self.open.volume.id, source, &into, &step.to)?;
+            self.progress.more(bytes);
+            if dir.is_none() && source.is_dir() {
+                self.makes = Some(place.to_string());
+            }
+            steps.push(step);
+        }
+        for step in steps {
             self.tree(step).await?;
         }
         Ok(())

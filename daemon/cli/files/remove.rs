@@ -1,7 +1,7 @@
 //! `mictlan rm`: names out of a volume.
 
 use super::place::Place;
-use super::{Interrupt, Open, Who, at, below};
+use super::{Interrupt, Left, Open, Who, at, below};
 use crate::cli::error::CliError;
 use crate::cli::runtime;
 use clap::Args;
@@ -11,6 +11,11 @@ use mictlan::meta::inode::FileKind;
 use mictlan_mount::vfs::Vfs;
 use std::ffi::OsString;
 use std::process::ExitCode;
+
+const LEFT: Left<'static> = Left {
+    failed: "what was removed before it stays removed, and nothing else changed",
+    interrupted: "what was removed before stays removed; the same again removes the rest",
+};
 
 #[derive(Args)]
 pub struct RmArgs {
@@ -31,7 +36,7 @@ pub fn rm(args: RmArgs) -> Result<ExitCode, CliError> {
     runtime()?.block_on(async {
         let open = Open::volume(&place, &args.who, false).await?;
         let done = remove(&open, &place, args.recursive).await;
-        let removed = open.finish(done).await?;
+        let removed = open.finish(done, LEFT).await?;
         match args.who.json {
             true => println!("{}", serde_json::json!({ "removed": removed })),
             false => println!("removed {removed}"),
