@@ -1,12 +1,13 @@
 //! What a person can get wrong: each mistake ends with a sentence that says what to do, and an exit
 //! code of its kind, and changes nothing.
 
-use mictlan_tests::harness::{Home, output};
+use mictlan_tests::disk::{Disk, needs_root};
+use mictlan_tests::harness::{Home, output, program};
 use mictlan_tests::three::files;
 use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 fn text(path: &std::path::Path) -> &str {
     path.to_str().expect("a plain path")
@@ -101,6 +102,13 @@ fn the_key_of_somebody_else_opens_nothing() {
     let words = ["this key may not do that here", "ask an owner of the network for an invite"];
     refused(&home, &["mount", text(&dir)], 5, &words);
     refused(&home, &["ls", "/"], 5, &words);
+    let status = home.run(&["status"]);
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert_eq!(status.status.code(), Some(5), "{said}");
+    for word in ["[key-refused]", "key default", "mictlan join CODE", "mictlan key ls"] {
+        assert!(said.contains(word), "no {word:?}: {said}");
+    }
+    assert!(!said.contains("no-quorum") && !said.contains("peer-silent"), "{said}");
     assert_eq!(fs::read_dir(&dir).expect("no mount").count(), 0);
 }
 
@@ -112,6 +120,65 @@ fn a_damaged_key_file_is_refused() {
     let good = fs::read(&key).expect("a key");
     fs::write(&key, &good[..good.len() / 2]).expect("written");
     refused(&home, &["mount", text(&dir)], 4, &["default is not a key file"]);
+}
+
+#[test]
+fn a_wrong_passphrase_is_said_and_the_right_one_opens() {
+    let home = founded();
+    let dir = home.empty("mnt");
+    // As a person types it: on a terminal of its own, which `script` makes.
+    let typed = |arguments: &str, words: &str| {
+        let line = format!("{} {arguments}", text(&program()));
+        let input = home.path().join("typed");
+        fs::write(&input, words).expect("written");
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("MICTLAN_HOME", home.path().join("home"));
+        let done = output(script.stdin(fs::File::open(input).expect("it is there")));
+        (done.status.code(), String::from_utf8_lossy(&done.stdout).into_owned())
+    };
+    let (code, said) = typed("key new careful --passphrase", "right\nright\n");
+    assert_eq!(code, Some(0), "{said}");
+    let config = home.path().join("home/config/config.toml");
+    let before = fs::read_to_string(&config).expect("a configuration");
+    let careful = before.replace("key = \"default\"", "key = \"careful\"");
+    assert_ne!(before, careful);
+    fs::write(&config, careful).expect("written");
+    for verb in [format!("mount {}", text(&dir)), "status".to_owned(), "ls /".to_owned()] {
+        let (code, said) = typed(&verb, "wrong\n");
+        assert_eq!(code, Some(4), "{verb}: {said}");
+        assert!(
+            said.contains("wrong passphrase for ") && said.contains("careful"),
+            "{verb}: {said}"
+        );
+    }
+    // Without a terminal nobody can be asked.
+    let mut alone = Command::new("setsid");
+    alone.arg("--wait").arg(program()).args(["ls", "/"]);
+    let done = output(alone.env("MICTLAN_HOME", home.path().join("home")).stdin(Stdio::null()));
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(4), "{said}");
+    assert!(said.contains("careful") && said.contains("typed on a terminal"), "{said}");
+    // It opens, and is the key of somebody whom nobody let in.
+    let (code, said) = typed("ls /", "right\n");
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("this key may not do that here"), "{said}");
+    assert_eq!(fs::read_dir(&dir).expect("no mount").count(), 0);
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named_with_what_to_do() {
+    needs_root("a disk that cannot be written");
+    let home = Home::new();
+    let config = home.path().join("home/config");
+    let _disk = Disk::read_only(&config);
+    for verb in [&["init"][..], &["key", "new", "bob"], &["ls", "/"]] {
+        let output = home.run(verb);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{verb:?}: {said}");
+        for word in [text(&config), "this user may not write there", "MICTLAN_HOME=DIR"] {
+            assert!(said.contains(word), "{verb:?} does not say {word:?}: {said}");
+        }
+    }
 }
 
 #[test]

@@ -43,6 +43,13 @@ impl Disk {
         Self { dir: dir.to_owned(), image: None }
     }
 
+    /// An empty disk at `dir` that nobody can write, root neither.
+    pub fn read_only(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).expect("a new directory");
+        run("mount", &["-t", "tmpfs", "-o", "ro", "tmpfs", text(dir)]);
+        Self { dir: dir.to_owned(), image: None }
+    }
+
     /// More of the same disk, while it is in use.
     pub fn resize(&self, size: &str) {
         run("mount", &["-o", &format!("remount,size={size}"), text(&self.dir)]);

@@ -130,6 +130,19 @@ fn status_says_what_works_and_what_to_type_next() {
 }
 
 #[test]
+fn status_lists_the_mounts_of_this_network_and_of_no_other_of_its_name() {
+    let (home, other) = (Home::new(), Home::new());
+    let (ours, theirs) = (home.mount("with space"), other.mount("mnt"));
+    let said = home.ok(&["status"]);
+    assert!(said.contains(text(&ours)) && !said.contains(text(&theirs)), "{said}");
+    let said = other.ok(&["status"]);
+    assert!(said.contains(text(&theirs)) && !said.contains(text(&ours)), "{said}");
+    other.kill_daemon(&theirs);
+    let said = String::from_utf8(other.run(&["status"]).stdout).expect("UTF-8");
+    assert!(said.contains(text(&theirs)), "a dead mount is one still: {said}");
+}
+
+#[test]
 fn status_of_a_network_whose_peers_are_silent_says_so_soon() {
     let home = Home::new();
     home.ok(&["init", "--listen", "127.0.0.1:1"]);

@@ -198,13 +198,14 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     forget_what_is_stale(&mounted, stale);
     // Dropped with the runtime.
     let _serving = metrics.map(|listener| metrics::serve_mount(listener, volume.clone()));
-    standing::begin(&connected.paths, dir, &volume).await;
+    standing::begin(&connected.paths, dir, connected.id, &volume).await;
     if waited_for {
         let log = log_file(&connected)?;
         background::ready(&log).map_err(|error| CliError::Io(log, error))?;
     }
     let paths = connected.paths.clone();
-    let standing = tokio::spawn(standing::keep(paths, dir.to_owned(), volume.clone()));
+    let keep = standing::keep(paths, dir.to_owned(), connected.id, volume.clone());
+    let standing = tokio::spawn(keep);
     let code = until_the_end(&connected, &volume, mounted).await?;
     standing.abort();
     standing::forget(&connected.paths, dir);

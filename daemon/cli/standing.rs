@@ -8,6 +8,7 @@
 
 use crate::config::Paths;
 use crate::volume::{Trouble, Volume};
+use mictlan::id::NetworkId;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -21,6 +22,9 @@ const EVERY: Duration = Duration::from_secs(1);
 #[derive(Serialize, Deserialize)]
 pub struct Standing {
     pub dir: String,
+    /// Its genesis hash, since a name can be that of two networks.
+    #[serde(default)]
+    pub network: String,
     pid: u32,
     pub troubles: Vec<Said>,
 }
@@ -59,19 +63,19 @@ fn file(paths: &Paths, dir: &str) -> PathBuf {
 }
 
 /// Says it first, before anybody is told that the mount answers.
-pub async fn begin(paths: &Paths, dir: &Path, volume: &Volume) {
-    if let Err(error) = write(paths, dir, volume.troubles()).await {
+pub async fn begin(paths: &Paths, dir: &Path, network: NetworkId, volume: &Volume) {
+    if let Err(error) = write(paths, dir, network, volume.troubles()).await {
         tracing::debug!(%error, "status is not told of this mount now");
     }
 }
 
 /// Keeps the file until the mount ends.
-pub async fn keep(paths: Paths, dir: PathBuf, volume: Arc<Volume>) {
+pub async fn keep(paths: Paths, dir: PathBuf, network: NetworkId, volume: Arc<Volume>) {
     let mut last = None;
     loop {
         let troubles = volume.troubles();
         if last.as_ref() != Some(&troubles) {
-            match write(&paths, &dir, troubles.clone()).await {
+            match write(&paths, &dir, network, troubles.clone()).await {
                 Ok(()) => last = Some(troubles),
                 Err(error) => tracing::debug!(%error, "status is not told of this mount now"),
             }
@@ -81,11 +85,17 @@ pub async fn keep(paths: Paths, dir: PathBuf, volume: Arc<Volume>) {
 }
 
 /// Not durable and not whole at every moment: it is worth nothing without the process.
-async fn write(paths: &Paths, dir: &Path, troubles: Vec<Trouble>) -> std::io::Result<()> {
+async fn write(
+    paths: &Paths,
+    dir: &Path,
+    network: NetworkId,
+    troubles: Vec<Trouble>,
+) -> std::io::Result<()> {
     let dir = dir.display().to_string();
     let path = file(paths, &dir);
     let troubles = troubles.into_iter().map(Said::from).collect();
-    let standing = Standing { dir, pid: std::process::id(), troubles };
+    let network = network.to_string();
+    let standing = Standing { dir, network, pid: std::process::id(), troubles };
     let bytes = serde_json::to_vec(&standing).expect("plain fields are JSON");
     tokio::fs::create_dir_all(files(paths)).await?;
     tokio::fs::write(path, bytes).await
@@ -98,12 +108,18 @@ pub fn forget(paths: &Paths, dir: &Path) {
     }
 }
 
-/// What the mount on `dir` says, if the process that said it lives.
-pub fn of(paths: &Paths, dir: &str) -> Option<Standing> {
+/// What the mount on `dir` said last, whether or not it lives.
+pub fn last_of(paths: &Paths, dir: &str) -> Option<Standing> {
     let bytes = std::fs::read(file(paths, dir)).ok()?;
     let standing: Standing = serde_json::from_slice(&bytes).ok()?;
+    (standing.dir == dir).then_some(standing)
+}
+
+/// What the mount on `dir` says, if the process that said it lives.
+pub fn of(paths: &Paths, dir: &str) -> Option<Standing> {
+    let standing = last_of(paths, dir)?;
     // A daemon keeps its directory in its arguments, so a number that was given away shows.
     let arguments = std::fs::read(format!("/proc/{}/cmdline", standing.pid)).ok()?;
     let lives = arguments.split(|byte| *byte == 0).any(|argument| argument.ends_with(b"mictlan"));
-    (lives && standing.dir == dir).then_some(standing)
+    lives.then_some(standing)
 }

@@ -48,9 +48,9 @@ pub enum KeyError {
     NotOurs(PathBuf),
     #[error("{} is not a key file: {why}", path.display())]
     Malformed { path: PathBuf, why: Malformed },
-    #[error("{} is protected by a passphrase and none was given", .0.display())]
+    #[error("{} is protected by a passphrase, which is typed on a terminal; there is none, and nothing was done", .0.display())]
     PassphraseNeeded(PathBuf),
-    #[error("wrong passphrase for {}", .0.display())]
+    #[error("wrong passphrase for {}; nothing was done: type it again, or choose another key", .0.display())]
     WrongPassphrase(PathBuf),
     #[error("an empty passphrase protects nothing; give none to store the key bare")]
     EmptyPassphrase,

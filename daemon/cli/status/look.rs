@@ -13,7 +13,10 @@ use crate::network::Network;
 use crate::peer::Caller;
 use futures::future::join_all;
 use mictlan::id::{Label, PeerId};
-use mictlan::wire::{Answer, PeerInfo, Query, Status};
+use mictlan::wire::{Answer, Failure, PeerInfo, Query, Status};
+use mictlan_mount::session;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +38,7 @@ pub async fn network(
     // Where nobody but a peer lives, it looks for itself.
     let own = configured.serve.as_ref().map(|serve| &serve.key);
     let key = config.key.as_ref().or(own).ok_or(CliError::NoKey)?;
+    report.key = key.to_string();
     let principal = Arc::new(connect::load_key(paths, key)?);
     let transport = Transport::new(principal.clone())?;
     let mut near = None;
@@ -108,8 +112,14 @@ async fn ask(report: &mut Report, transport: &Transport, first: Vec<(PeerId, Lin
     for (info, status) in join_all(asked).await {
         let status = match status {
             Ok(Ok(status)) => Ok(status),
-            Ok(Err(error)) => Err(said(&error)),
-            Err(_) => Err(format!("nothing within {} s", WITHIN.as_secs())),
+            Ok(Err(error)) => {
+                let refuses = matches!(error, LinkError::Refused { why: Failure::NotAllowed, .. });
+                Err(Silence { refuses, why: error.to_string() })
+            }
+            Err(_) => {
+                let why = format!("nothing within {} s", WITHIN.as_secs());
+                Err(Silence { refuses: false, why })
+            }
         };
         if let Ok(status) = &status {
             report.leader = report.leader.or(status.leader.map(|leader| leader.0));
@@ -134,11 +144,14 @@ async fn ask(report: &mut Report, transport: &Transport, first: Vec<(PeerId, Lin
     }
 }
 
-fn said(error: &LinkError) -> String {
-    error.to_string()
+/// Why a peer told nothing of itself.
+struct Silence {
+    /// It answers, and not to this key.
+    refuses: bool,
+    why: String,
 }
 
-fn line(info: &PeerInfo, status: Result<Status, String>) -> PeerLine {
+fn line(info: &PeerInfo, status: Result<Status, Silence>) -> PeerLine {
     let store = status.as_ref().ok().and_then(|status| status.store.clone());
     let head = status.as_ref().ok().and_then(|status| status.head);
     let published = status.as_ref().ok().and_then(|status| status.published);
@@ -151,7 +164,8 @@ fn line(info: &PeerInfo, status: Result<Status, String>) -> PeerLine {
         domain: info.domain.clone(),
         answers: status.is_ok(),
         version: status.as_ref().ok().map(|status| status.version.clone()),
-        last_word: status.err(),
+        refuses: status.as_ref().is_err_and(|silence| silence.refuses),
+        last_word: status.err().map(|silence| silence.why),
         capacity_bytes: store.as_ref().map(|store| store.capacity_bytes),
         used_bytes: store.as_ref().map(|store| store.used_bytes),
         chunks: store.as_ref().map(|store| store.chunks),
@@ -162,20 +176,22 @@ fn line(info: &PeerInfo, status: Result<Status, String>) -> PeerLine {
 }
 
 /// Mounts of the configured networks on this host, from the kernel's table, which asks no daemon
-/// anything. An older program's mounts by root have no subtype there, so the source decides.
-pub fn mounts(config: &Config) -> Vec<MountLine> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mount = |line: &str| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut fields = right.split(' ');
-        let is_fuse = fields.next()?.starts_with("fuse");
-        let source = fields.next()?.to_owned();
+/// anything. Its names may be those of another configuration's networks: a mount of this one has
+/// said which network it is of.
+pub fn mounts(paths: &Paths, config: &Config) -> Vec<MountLine> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mount = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let dir = session::mount_point(fields.nth(4)?).display().to_string();
+        let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+        let is_fuse = fields.next()?.starts_with(b"fuse");
+        let source = std::str::from_utf8(fields.next()?).ok()?.to_owned();
         let network = Label::parse(source.split_once(':')?.0)?;
-        let is_ours = is_fuse && config.networks.contains_key(&network);
-        let dir = left.split(' ').nth(4)?.replace("\\040", " ");
+        let id = config.networks.get(&network).filter(|_| is_fuse)?.id.to_string();
+        let is_ours = standing::last_of(paths, &dir).is_some_and(|said| said.network == id);
         is_ours.then_some(MountLine { dir, source })
     };
-    table.lines().filter_map(mount).collect()
+    table.split(|byte| *byte == b'\n').filter_map(mount).collect()
 }
 
 /// What a mount of the report told of itself, under codes that this program knows.
@@ -216,10 +232,73 @@ pub fn journals(paths: &Paths) -> Vec<JournalLine> {
             .filter_map(|file| file.metadata().ok())
             .map(|meta| meta.len())
             .sum();
-        let lock = dir.join("lock").metadata().ok()?;
-        let inode = format!(":{} ", lock.ino());
-        let in_use = locks.lines().any(|line| line.contains("FLOCK") && line.contains(&inode));
+        let lock = std::fs::File::open(dir.join("lock")).ok()?;
+        let in_use = entry_of(&lock).is_some_and(|entry| is_locked(&locks, &entry));
         Some(JournalLine { dir: dir.display().to_string(), bytes, in_use })
     };
     dirs.filter_map(journal).collect()
+}
+
+/// How the kernel's table of locks names an open file: the device of its file system and its inode,
+/// which `stat` gives as others where file systems lie in layers.
+fn entry_of(file: &File) -> Option<String> {
+    let info = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
+    let info = std::fs::read_to_string(info).ok()?;
+    let said = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let mount = said("mnt_id:")?;
+    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let line = table.lines().find(|line| line.split(' ').next() == Some(mount))?;
+    let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
+    let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+    let inode = match said("ino:") {
+        Some(inode) => inode.to_owned(),
+        // Kernels before 5.14 do not say it.
+        None => file.metadata().ok()?.ino().to_string(),
+    };
+    Some(format!("{major:02x}:{minor:02x}:{inode}"))
+}
+
+/// Whether somebody holds an `flock` on that file.
+fn is_locked(locks: &str, entry: &str) -> bool {
+    let holds = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        // One that waits has an arrow there.
+        words.next() == Some("FLOCK") && words.any(|word| word == entry)
+    };
+    locks.lines().any(holds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_known_by_its_device_and_its_inode() {
+        let locks = "1: POSIX  ADVISORY  READ 841 fd:01:7 128 128\n\
+                     2: FLOCK  ADVISORY  WRITE 923 fd:01:99 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 924 fd:01:98 0 EOF\n\
+                     3: OFDLCK ADVISORY  WRITE -1 00:06:1034 0 0\n";
+        assert!(is_locked(locks, "fd:01:99"));
+        for (other, why) in [
+            ("fd:02:99", "the same number on another device"),
+            ("fd:01:9", "a number that begins alike"),
+            ("fd:01:7", "no flock"),
+            ("fd:01:98", "whoever waits holds nothing"),
+        ] {
+            assert!(!is_locked(locks, other), "{why}");
+        }
+    }
+
+    #[test]
+    fn an_open_file_is_found_in_the_kernels_table() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let locked = |wanted| {
+            let locks = std::fs::read_to_string("/proc/locks").expect("a table");
+            let entry = entry_of(file.as_file()).expect("it is open");
+            assert_eq!(is_locked(&locks, &entry), wanted, "{entry} in\n{locks}");
+        };
+        locked(false);
+        file.as_file().lock().expect("nobody else has it");
+        locked(true);
+    }
 }

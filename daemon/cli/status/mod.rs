@@ -6,6 +6,7 @@
 //! | code | means |
 //! | --- | --- |
 //! | `no-quorum` | fewer than a majority of the voters answer: reads go on, writes wait |
+//! | `key-refused` | peers answer, and do not let this key in |
 //! | `peer-silent` | a peer did not answer |
 //! | `store-out` | a peer's store takes no writes |
 //! | `store-full` | a peer's store is nearly full |
@@ -66,6 +67,8 @@ pub struct Report {
     pub verdict: String,
     pub network: String,
     pub id: String,
+    /// The key by which the peers were asked.
+    pub key: String,
     pub leader: Option<u64>,
     pub voters: usize,
     pub voters_present: usize,
@@ -88,6 +91,8 @@ pub struct PeerLine {
     pub storage: bool,
     pub domain: String,
     pub answers: bool,
+    /// It does not let this key in.
+    pub refuses: bool,
     /// Why it does not.
     pub last_word: Option<String>,
     pub version: Option<String>,
@@ -173,7 +178,7 @@ fn report(which: &Which, dir: Option<PathBuf>) -> Result<Report, CliError> {
     log("error");
     let paths = Paths::of_process()?;
     let config = Config::load(&paths.config_file())?;
-    let mut report = Report { mounts: look::mounts(&config), ..Report::default() };
+    let mut report = Report { mounts: look::mounts(&paths, &config), ..Report::default() };
     let mut wanted = which.network.as_deref().map(label).transpose()?;
     if let Some(dir) = dir {
         let text = dir.canonicalize().unwrap_or(dir).display().to_string();
@@ -184,7 +189,7 @@ fn report(which: &Which, dir: Option<PathBuf>) -> Result<Report, CliError> {
             }
             None => report.problems.push(Problem {
                 code: "not-mounted",
-                what: format!("{text} is no mount of mictlan"),
+                what: format!("{text} is no mount of a network that is configured here"),
                 next: format!("mictlan mount {text}"),
                 severe: true,
             }),
@@ -212,7 +217,9 @@ impl Report {
         let mut found = std::mem::take(&mut self.problems);
         self.voters = self.peers.iter().filter(|peer| peer.voter).count();
         self.voters_present = self.peers.iter().filter(|peer| peer.voter && peer.answers).count();
-        if self.voters_present * 2 <= self.voters {
+        found.extend(self.refusal());
+        let heard = |peer: &&PeerLine| peer.voter && (peer.answers || peer.refuses);
+        if self.peers.iter().filter(heard).count() * 2 <= self.voters {
             let (present, voters) = (self.voters_present, self.voters);
             found.push(Problem {
                 code: "no-quorum",
@@ -267,11 +274,32 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Peers that let somebody else in, and not this key: they work, and none has to be started.
+    fn refusal(&self) -> Option<Problem> {
+        let who = self.peers.iter().filter(|peer| peer.refuses);
+        let who: Vec<String> = who.map(|peer| format!("peer {}", peer.id)).collect();
+        let key = &self.key;
+        (!who.is_empty()).then(|| Problem {
+            code: "key-refused",
+            what: format!(
+                "key {key} is refused by {}: nobody let it into this network, or it was removed; \
+                 nothing is lost, and nothing can be seen with it",
+                who.join(", ")
+            ),
+            next: "ask an owner for an invite (mictlan invite), then here: mictlan join CODE; or \
+                   name another of the keys here (mictlan key ls) in the configuration"
+                .to_owned(),
+            severe: true,
+        })
+    }
+}
+
 impl PeerLine {
     fn problems(&self) -> Vec<Problem> {
         let mut found = Vec::new();
         let PeerLine { id, name, .. } = self;
-        if !self.answers {
+        if !self.answers && !self.refuses {
             let why = self.last_word.clone().unwrap_or_default();
             found.push(Problem {
                 code: "peer-silent",
