@@ -6,7 +6,7 @@
 use super::{Chunks, lock};
 use crate::link::LinkError;
 use bytes::Bytes;
-use mictlan::cluster::put::LONGEST_WAIT_MS;
+use mictlan::cluster::owed::LONGEST_WAIT_MS;
 use mictlan::id::{ChunkId, PeerId, TimeMs};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -11,6 +11,7 @@ pub mod get;
 pub mod latency;
 pub mod layout;
 pub mod lease;
+pub mod owed;
 pub mod place;
 pub mod put;
 pub mod refusal;

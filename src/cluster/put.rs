@@ -8,7 +8,6 @@
 
 use super::place::Place;
 use crate::id::{Label, PeerId, TimeMs};
-use std::collections::BTreeMap;
 
 /// A peer that has not answered after this is slow: the next in the order is asked as well, and
 /// whoever answers counts. Well above a healthy fsync, well below the deadline of an operation.
@@ -245,78 +244,6 @@ impl PutChunk {
     }
 }
 
-/// Chunks that are durable but have fewer copies than they should: finished later, oldest first.
-///
-/// Bounded: what does not fit is left to healing, which finds it in the peers' inventories.
-#[derive(Debug, Default)]
-pub struct Owed {
-    chunks: BTreeMap<crate::id::ChunkId, Debt>,
-}
-
-/// One chunk's debt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Debt {
-    pub stored: Vec<PeerId>,
-    pub copies: usize,
-    pub since: TimeMs,
-    again_at: TimeMs,
-    wait_ms: u64,
-}
-
-/// How many debts are remembered; above it healing alone finds them.
-pub const OWED_MAX: usize = 100_000;
-const FIRST_WAIT_MS: u64 = 1_000;
-pub const LONGEST_WAIT_MS: u64 = 60_000;
-
-impl Owed {
-    /// Notes what a put left. `false` when there is no room for it.
-    pub fn note(
-        &mut self,
-        chunk: crate::id::ChunkId,
-        stored: Vec<PeerId>,
-        copies: usize,
-        now: TimeMs,
-    ) -> bool {
-        if stored.len() >= copies {
-            self.chunks.remove(&chunk);
-            return true;
-        }
-        if self.chunks.len() >= OWED_MAX && !self.chunks.contains_key(&chunk) {
-            return false;
-        }
-        let old = self.chunks.get(&chunk);
-        let wait_ms = old.map_or(FIRST_WAIT_MS, |old| (old.wait_ms * 2).min(LONGEST_WAIT_MS));
-        let since = old.map_or(now, |old| old.since);
-        let again_at = TimeMs(now.0 + wait_ms);
-        self.chunks.insert(chunk, Debt { stored, copies, since, again_at, wait_ms });
-        true
-    }
-
-    /// Up to `limit` chunks to try again now; each comes back through `note`.
-    pub fn due(&mut self, now: TimeMs, limit: usize) -> Vec<(crate::id::ChunkId, Debt)> {
-        let mut due: Vec<_> = self.chunks.iter_mut().filter(|(_, d)| d.again_at <= now).collect();
-        due.sort_by_key(|(_, debt)| (debt.stored.len(), debt.since));
-        let taken = due.into_iter().take(limit).map(|(chunk, debt)| {
-            debt.again_at = TimeMs(now.0 + LONGEST_WAIT_MS); // in case nobody comes back with it
-            (*chunk, debt.clone())
-        });
-        taken.collect()
-    }
-
-    pub fn len(&self) -> usize {
-        self.chunks.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
-    /// When something is due, if nothing else happens.
-    pub fn next_tick(&self) -> Option<TimeMs> {
-        self.chunks.values().map(|debt| debt.again_at).min()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,19 +350,6 @@ mod tests {
         let failed = vec![(PeerId(1), Failure::Unreachable)];
         assert_eq!(end, [Effect::GaveUp { stored: vec![PeerId(0)], need: 2, failed }]);
         assert_eq!(put.on(END, stored(1)), [], "too late");
-    }
-
-    #[test]
-    fn a_debt_is_tried_again_later_and_later_until_it_is_paid() {
-        let (mut owed, chunk) = (Owed::default(), crate::hash::address(b"x"));
-        assert!(owed.note(chunk, vec![PeerId(1)], 2, TimeMs(0)));
-        assert_eq!((owed.due(TimeMs(999), 9).len(), owed.next_tick()), (0, Some(TimeMs(1_000))));
-        assert_eq!(owed.due(TimeMs(1_000), 9).len(), 1);
-        assert!(owed.due(TimeMs(1_000), 9).is_empty(), "it is under way");
-        assert!(owed.note(chunk, vec![PeerId(1)], 2, TimeMs(1_100)));
-        assert_eq!(owed.next_tick(), Some(TimeMs(3_100)), "twice as long");
-        assert!(owed.note(chunk, vec![PeerId(1), PeerId(2)], 2, TimeMs(3_200)));
-        assert!(owed.is_empty());
     }
 
     proptest! {
