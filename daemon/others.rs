@@ -77,7 +77,8 @@ impl Others {
     }
 
     /// The peers that should have it, then the others that store. How many should is a matter of
-    /// the volume, which a chunk does not name: the most that any volume wants.
+    /// the volume, which a chunk does not name: the most that any volume wants. What a directory
+    /// asks for beyond that no peer can know; those peers come next in the order.
     fn placed(
         &self,
         chunk: ChunkId,

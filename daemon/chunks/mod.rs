@@ -109,11 +109,22 @@ impl Chunks {
         *self.placement.write().expect("nothing panics while it is locked") = Arc::new(placement);
     }
 
-    /// The peers where the copies of `chunk` belong.
-    pub fn places(&self, chunk: ChunkId) -> Vec<PeerId> {
+    /// The volume's number: of metadata, and of bytes where nothing else is asked for.
+    pub fn copies(&self) -> Copies {
+        self.placement().copies
+    }
+
+    /// Whether there are `copies` of what travels inside a commit: each voter keeps it, and nobody
+    /// else.
+    pub fn voters_are_enough(&self, copies: Copies) -> bool {
         let placement = self.placement();
-        let order = mictlan::cluster::place::place(chunk, &placement.layout);
-        order.into_iter().take(placement.copies.count()).map(|place| place.peer).collect()
+        placement.voters >= copies.count().min(placement.layout.placed_peers())
+    }
+
+    /// The peers where so many copies of `chunk` belong.
+    pub fn places(&self, chunk: ChunkId, copies: Copies) -> Vec<PeerId> {
+        let order = mictlan::cluster::place::place(chunk, &self.placement().layout);
+        order.into_iter().take(copies.count()).map(|place| place.peer).collect()
     }
 
     /// Chunks that have fewer copies than they should.

@@ -1,15 +1,16 @@
 //! One chunk to its copies: drives `cluster::put`.
 //!
 //! Owns: what is told to whoever waits for a chunk.
-//! Invariant: a put goes on until the chunk is durable; whoever waits has a deadline of his own,
-//! and the bytes stay in memory meanwhile.
+//! Invariants: a put goes on until the chunk is durable; whoever waits has a deadline of his own,
+//! and the bytes stay in memory meanwhile. A chunk that is put again gets what copies it lacks, and
+//! loses none.
 
 use super::budget::Charge;
 use super::{Chunks, lock};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use mictlan::cluster::place::{durable_need, place};
+use mictlan::cluster::place::{Copies, durable_need, place};
 use mictlan::cluster::put::{Effect, Event, Failure, PATIENCE_MS, Plan, PutChunk};
 use mictlan::id::{ChunkId, Epoch, PeerId, TimeMs};
 use mictlan::seal::{Header, Sealed};
@@ -32,6 +33,8 @@ pub struct Put {
     pub chunk: ChunkId,
     /// Under whose keys it is sealed.
     pub epoch: Epoch,
+    /// How many copies it gets, or as many as there are peers.
+    pub copies: Copies,
     state: watch::Receiver<State>,
 }
 
@@ -88,24 +91,24 @@ impl Put {
 
 impl Chunks {
     /// Starts putting a chunk. `charge` is kept until it is durable.
-    pub fn put(self: &Arc<Self>, sealed: Sealed, charge: Charges) -> Put {
+    pub fn put(self: &Arc<Self>, sealed: Sealed, copies: Copies, charge: Charges) -> Put {
         let (state, receiver) = watch::channel(State::default());
-        let put = Put { chunk: sealed.address, epoch: epoch(&sealed), state: receiver };
+        let put = Put { chunk: sealed.address, epoch: epoch(&sealed), copies, state: receiver };
         lock(&self.on_the_way).insert(sealed.address, sealed.bytes.clone());
         let chunks = self.clone();
         self.running.send_modify(|running| *running += 1);
         tokio::spawn(async move {
-            chunks.clone().put_until_durable(sealed, state, charge).await;
+            chunks.clone().put_until_durable(sealed, copies, state, charge).await;
             chunks.running.send_modify(|running| *running -= 1);
         });
         put
     }
 
     /// A chunk that travels inside a commit: readable from here until `let_go`, durable with it.
-    pub fn hold(&self, sealed: Sealed) -> Put {
+    pub fn hold(&self, sealed: Sealed, copies: Copies) -> Put {
         let now = TimeMs(u64::MAX); // the commit itself makes it durable: no receipt is older
         let (_, state) = watch::channel(State { durable: Some(now), trouble: None });
-        let put = Put { chunk: sealed.address, epoch: epoch(&sealed), state };
+        let put = Put { chunk: sealed.address, epoch: epoch(&sealed), copies, state };
         lock(&self.on_the_way).insert(sealed.address, sealed.bytes);
         put
     }
@@ -118,12 +121,13 @@ impl Chunks {
     async fn put_until_durable(
         self: Arc<Self>,
         sealed: Sealed,
+        copies: Copies,
         state: watch::Sender<State>,
         charge: Charges,
     ) {
         let mut charge = charge;
         loop {
-            match self.try_put(&sealed, &state, &mut charge).await {
+            match self.try_put(&sealed, copies, &state, &mut charge).await {
                 Ok(()) => return,
                 Err(trouble) => {
                     tracing::warn!(chunk = %sealed.address, %trouble,
@@ -139,10 +143,11 @@ impl Chunks {
     async fn try_put(
         self: &Arc<Self>,
         sealed: &Sealed,
+        copies: Copies,
         state: &watch::Sender<State>,
         charge: &mut Charges,
     ) -> Result<(), Trouble> {
-        let Some(plan) = self.plan(sealed.address) else {
+        let Some(plan) = self.plan(sealed.address, copies) else {
             return Err(Trouble { full: false, what: "no peer is in the layout".into() });
         };
         let (copies, now) = (plan.copies, self.now());
@@ -220,15 +225,15 @@ impl Chunks {
     }
 
     /// `None` while the layout is empty.
-    fn plan(&self, chunk: ChunkId) -> Option<Plan> {
+    fn plan(&self, chunk: ChunkId, copies: Copies) -> Option<Plan> {
         let placement = self.placement();
         let order = place(chunk, &placement.layout);
         let storage = order.len();
         if storage == 0 {
             return None;
         }
-        let copies = placement.copies.count().min(storage);
-        let need = durable_need(placement.copies, placement.voters, storage).min(copies).max(1);
+        let need = durable_need(copies, placement.voters, storage).max(1);
+        let copies = copies.count().min(storage);
         let give_up_at = TimeMs(self.now().0 + TRY_MS);
         Some(Plan { order, own: placement.own.clone(), copies, need, give_up_at })
     }

@@ -12,13 +12,13 @@ use crate::founding::{Author, COPIES};
 use clap::{Subcommand, ValueEnum};
 use mictlan::id::{Label, VolumeId};
 use mictlan::ledger::record::body::{Body, VolumeMade};
+use mictlan::meta::namespace::COPIES_MAX;
 use mictlan::wire::{Answer, Query, VolumeInfo};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const COPIES_MAX: u32 = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -80,7 +80,7 @@ pub fn volume(verb: VolumeVerb) -> Result<ExitCode, CliError> {
 }
 
 fn copies(replicas: u32) -> Result<u32, CliError> {
-    match (1..=COPIES_MAX).contains(&replicas) {
+    match (1..=u32::from(COPIES_MAX)).contains(&replicas) {
         true => Ok(replicas),
         false => Err(CliError::Usage(format!("--replicas is 1 to {COPIES_MAX}, not {replicas}"))),
     }

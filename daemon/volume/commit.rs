@@ -17,7 +17,7 @@ use super::Volume;
 use super::file::OpenFile;
 use super::journal::{Entry, Seq};
 use super::local::journal_failed;
-use super::state::{BATCH_BYTES, Batch, Mode};
+use super::state::{BATCH_BYTES, Batch, Inline, Mode};
 use crate::chunks::{Charges, Put};
 use crate::counts::COUNTS;
 use crate::network::CallError;
@@ -184,14 +184,17 @@ impl Volume {
         }
         let mut oldest = self.wait_for(&puts).await?; // step 1
         let payload = self.seal_payload(&ring)?;
-        let beside = inline.as_ref().map_or(0, |chunk| chunk.bytes.len());
-        let inside = payload.bytes.len() + beside <= INSIDE_MAX;
+        let beside = inline.as_ref().map_or(0, |(chunk, _)| chunk.bytes.len());
+        let copies = self.chunks.copies();
+        let inside =
+            payload.bytes.len() + beside <= INSIDE_MAX && self.chunks.voters_are_enough(copies);
         if !inside {
-            let chunks = [Some(payload.clone()), inline.clone()].into_iter().flatten();
-            let puts: Vec<Put> =
-                chunks.map(|chunk| self.chunks.put(chunk, Charges::new())).collect();
+            let chunks = [Some((payload.clone(), copies)), inline.clone()].into_iter().flatten();
+            let put = |(chunk, copies)| self.chunks.put(chunk, copies, Charges::new());
+            let puts: Vec<Put> = chunks.map(put).collect();
             oldest = min(oldest, self.wait_for(&puts).await?); // step 2
         }
+        let inline = inline.map(|(chunk, _)| chunk);
         let request = self.request(&ring, payload, inline, inside, oldest)?;
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let (attempt, n, until) = (request.attempt, request.n, request.until);
@@ -235,7 +238,7 @@ impl Volume {
     }
 
     /// Closes the oldest batch, so that it stays what it is while it is proposed.
-    fn close_front(&self) -> Option<(Vec<Put>, Option<Sealed>)> {
+    fn close_front(&self) -> Option<(Vec<Put>, Option<Inline>)> {
         let mut core = self.core();
         let batch = core.queue.front_mut()?;
         batch.closed = true;
@@ -389,9 +392,7 @@ impl Volume {
     async fn stamp_again(&self) -> Result<(), FsError> {
         let puts = self.close_front().map(|(puts, _)| puts).unwrap_or_default();
         for put in &puts {
-            let bytes = self.chunks.get(put.chunk, self.options.deadline).await;
-            let bytes = bytes.map_err(|_| FsError::Io)?;
-            let again = self.chunks.put(Sealed { address: put.chunk, bytes }, Charges::new());
+            let again = self.put_again(put.chunk, put.copies).await?;
             let mut core = self.core();
             if let Some(batch) = core.queue.front_mut() {
                 batch.puts.retain(|old| old.chunk != put.chunk);

@@ -69,8 +69,8 @@ impl Volume {
         let mut refused = Vec::new();
         for batch in std::mem::take(&mut core.queue) {
             replan.puts.extend(batch.puts);
-            let inline = batch.inline.map(|sealed| self.chunks.put(sealed, Charges::new()));
-            replan.puts.extend(inline);
+            let put = |(sealed, copies)| self.chunks.put(sealed, copies, Charges::new());
+            replan.puts.extend(batch.inline.map(put));
             // In a new epoch what they carry is sealed again.
             replan.puts.retain(|put| !is_new_epoch || put.epoch >= epoch);
             for placed in batch.placed {
@@ -128,8 +128,11 @@ impl Volume {
         let op = self.resealed(placed.op.clone(), &mut moved).await;
         if let Some(replan) = &mut self.core().replan {
             let new = moved.values().flatten();
-            let known = |put: &&Put| replan.puts.iter().all(|known| known.chunk != put.chunk);
-            let new: Vec<Put> = new.filter(known).cloned().collect();
+            let known = |put: &Put| {
+                let same = |known: &&Put| known.chunk == put.chunk && known.copies >= put.copies;
+                replan.puts.iter().any(|known| same(&known))
+            };
+            let new: Vec<Put> = new.filter(|put| !known(put)).cloned().collect();
             replan.puts.extend(new);
             replan.moved = Some(moved);
         }

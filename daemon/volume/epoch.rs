@@ -10,8 +10,9 @@ use super::Volume;
 use super::follow::Applied;
 use super::state::Mode;
 use crate::chunks::{Charges, Put};
+use mictlan::cluster::place::Copies;
 use mictlan::file::{Cutter, Extent};
-use mictlan::id::{ChunkId, Epoch, Position};
+use mictlan::id::{ChunkId, Epoch, Ino, Position};
 use mictlan::ledger::record::body::{Revoke, Wrap, wrap_info};
 use mictlan::meta::error::FsError;
 use mictlan::meta::namespace::Op;
@@ -101,16 +102,21 @@ impl Volume {
 
     /// `op` on chunks of the present epoch.
     pub(super) async fn resealed(&self, mut op: Op, moved: &mut Moved) -> Result<Op, FsError> {
-        let extents: &mut [Extent] = match &mut op {
-            Op::Write(write) => &mut write.extents,
-            Op::Append(append) => &mut append.extents,
+        let (ino, extents): (Ino, &mut [Extent]) = match &mut op {
+            Op::Write(write) => (write.ino, &mut write.extents),
+            Op::Append(append) => (append.ino, &mut append.extents),
             // Nothing else names a chunk that is not in a record yet.
             _ => return Ok(op),
         };
+        let copies = self.copies_for(ino).await?;
         for extent in extents {
             let new = match moved.get(&extent.chunk) {
+                // Sealed for another file, which asks for fewer.
+                Some(Some(put)) if put.copies < copies => {
+                    Some(self.put_again(put.chunk, copies).await?)
+                }
                 Some(put) => put.clone(),
-                None => self.seal_again(extent.chunk).await?,
+                None => self.seal_again(extent.chunk, copies).await?,
             };
             moved.insert(extent.chunk, new.clone());
             extent.chunk = new.map_or(extent.chunk, |put| put.chunk);
@@ -118,7 +124,7 @@ impl Volume {
         Ok(op)
     }
 
-    async fn seal_again(&self, chunk: ChunkId) -> Result<Option<Put>, FsError> {
+    async fn seal_again(&self, chunk: ChunkId, copies: Copies) -> Result<Option<Put>, FsError> {
         let failed = |why: String| {
             tracing::error!(%chunk, %why, "data waits to be sealed under the new keys");
             FsError::Io
@@ -133,6 +139,6 @@ impl Volume {
         let opened = seal::open(&ring, chunk, &bytes).map_err(|error| failed(error.to_string()))?;
         let again = seal::seal(ring.current(), Kind::Data, header.codec, &[], &opened.plaintext);
         let again = again.map_err(|error| failed(error.to_string()))?;
-        Ok(Some(self.chunks.put(again, Charges::new())))
+        Ok(Some(self.chunks.put(again, copies, Charges::new())))
     }
 }

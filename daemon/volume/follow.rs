@@ -343,8 +343,8 @@ impl Volume {
         if let Some(batch) = &batch {
             self.trail.append(&self.spill, at, &batch.writes);
         }
-        for put in batch.iter().flat_map(|batch| &batch.inline) {
-            self.chunks.let_go(put.address);
+        for (inline, _) in batch.iter().flat_map(|batch| &batch.inline) {
+            self.chunks.let_go(inline.address);
         }
         let floor = self.journal_floor();
         self.committed(until, floor);

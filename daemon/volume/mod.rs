@@ -10,6 +10,7 @@ mod belief;
 mod caller;
 mod commit;
 mod conflict;
+mod copies;
 mod credit;
 mod data;
 mod epoch;

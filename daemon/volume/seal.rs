@@ -6,6 +6,7 @@
 //! back to where they were taken from, so a failure loses nothing.
 
 use super::Volume;
+use super::copies::Homes;
 use super::data::STREAM_BYTES;
 use super::file::{OpenFile, Pending, Pieces, What};
 use super::journal::Seq;
@@ -14,6 +15,7 @@ use super::state::Mode;
 use crate::chunks::Put;
 use crate::chunks::budget::Charge;
 use bytes::Bytes;
+use mictlan::cluster::place::Copies;
 use mictlan::file::{Extent, Pack, Place, split_at_buckets};
 use mictlan::id::Epoch;
 use mictlan::meta::error::FsError;
@@ -44,6 +46,8 @@ enum Wait {
 #[derive(Default)]
 struct Packed {
     taken: Vec<(Taken, Vec<(u64, Place)>)>,
+    /// The most that any of these files asks for.
+    copies: Option<Copies>,
     /// Held from taking to placing.
     orders: Vec<OwnedMutexGuard<()>>,
 }
@@ -65,9 +69,10 @@ struct Taken {
 impl Volume {
     /// Seals one file's bytes, each piece as chunks of its own. The caller holds `file.order`.
     pub(super) async fn seal_file(&self, file: &Arc<OpenFile>, what: What) -> Result<(), FsError> {
+        let copies = self.copies_for(file.ino).await?;
         loop {
             let Some(taken) = self.take(file, what, u64::MAX)? else { return Ok(()) };
-            match self.seal_taken(&taken) {
+            match self.seal_taken(&taken, copies) {
                 Ok((extents, puts)) => self.put_into_view(taken, extents, puts).await?,
                 Err(error) => {
                     self.put_back(file);
@@ -77,7 +82,11 @@ impl Volume {
         }
     }
 
-    fn seal_taken(&self, taken: &Taken) -> Result<(Vec<Extent>, Vec<Put>), FsError> {
+    fn seal_taken(
+        &self,
+        taken: &Taken,
+        copies: Copies,
+    ) -> Result<(Vec<Extent>, Vec<Put>), FsError> {
         let (mut extents, mut puts) = (Vec::new(), Vec::new());
         for (offset, bytes) in taken.pieces.iter() {
             let mut at = *offset;
@@ -90,7 +99,7 @@ impl Volume {
                 let (len, chunk) = (piece.len() as u32, sealed.address);
                 let extent = Extent { offset: at, len, chunk, at: 0, packed: None };
                 extents.extend(split_at_buckets(extent));
-                puts.push(self.chunks.put(sealed, vec![taken.charges.clone()]));
+                puts.push(self.chunks.put(sealed, copies, vec![taken.charges.clone()]));
                 at += piece.len() as u64;
             }
         }
@@ -100,48 +109,66 @@ impl Volume {
     /// Seals the small dirty bytes of many files together.
     pub(super) async fn seal_small(&self, due: Vec<Arc<OpenFile>>) -> Result<(), FsError> {
         let mut pack = Pack::new(PACK_BYTES, self.codec());
-        let mut packed = Packed::default();
+        let (mut packed, mut homes) = (Packed::default(), Homes::default());
         for file in due {
-            let order = file.order.clone().lock_owned().await;
-            let dirty = file.data().waiting_bytes() as usize;
-            if dirty > PACKED_BYTES_MAX {
-                self.seal_file(&file, What::Everything).await?;
-                continue;
+            let done = self.seal_or_pack(&file, &mut pack, &mut packed, &mut homes).await;
+            if let Err(error) = done {
+                packed.taken.iter().for_each(|(taken, _)| self.put_back(&taken.file));
+                return Err(error);
             }
-            if pack.len() + dirty > PACK_BYTES {
-                let full = std::mem::replace(&mut pack, Pack::new(PACK_BYTES, self.codec()));
-                self.place_pack(full, std::mem::take(&mut packed)).await?;
-            }
-            // What was written at its place first, then what was appended behind it. More that is
-            // written meanwhile waits for the next time.
-            for what in [What::Everything, What::Tail] {
-                let room = PACKED_BYTES_MAX.min(PACK_BYTES.saturating_sub(pack.len()));
-                let Some(taken) = self.take(&file, what, room as u64)? else { break };
-                let place = |(offset, bytes): &(u64, Bytes)| {
-                    (*offset, pack.add(bytes).expect("the pack has room for the whole file"))
-                };
-                let places = taken.pieces.iter().map(place).collect();
-                let appended = taken.appended;
-                packed.taken.push((taken, places));
-                if appended {
-                    break;
-                }
-            }
-            // Until all of it is placed, nobody else may take from this file.
-            packed.orders.push(order);
         }
         self.place_pack(pack, packed).await
+    }
+
+    /// One file of those: large ones get chunks of their own. A full pack is placed.
+    async fn seal_or_pack(
+        &self,
+        file: &Arc<OpenFile>,
+        pack: &mut Pack,
+        packed: &mut Packed,
+        homes: &mut Homes,
+    ) -> Result<(), FsError> {
+        let order = file.order.clone().lock_owned().await;
+        let dirty = file.data().waiting_bytes() as usize;
+        if dirty > PACKED_BYTES_MAX {
+            return self.seal_file(file, What::Everything).await;
+        }
+        if dirty == 0 {
+            return Ok(());
+        }
+        let copies = self.copies_among(homes, file.ino).await?;
+        if pack.len() + dirty > PACK_BYTES {
+            let full = std::mem::replace(pack, Pack::new(PACK_BYTES, self.codec()));
+            self.place_pack(full, std::mem::take(packed)).await?;
+        }
+        packed.copies = packed.copies.max(Some(copies));
+        // Until all of it is placed, nobody else may take from this file.
+        packed.orders.push(order);
+        // What was written at its place first, then what was appended behind it. More that is
+        // written meanwhile waits for the next time.
+        for what in [What::Everything, What::Tail] {
+            let room = PACKED_BYTES_MAX.min(PACK_BYTES.saturating_sub(pack.len()));
+            let Some(taken) = self.take(file, what, room as u64)? else { break };
+            let place = |(offset, bytes): &(u64, Bytes)| {
+                (*offset, pack.add(bytes).expect("the pack has room for the whole file"))
+            };
+            let places = taken.pieces.iter().map(place).collect();
+            let appended = taken.appended;
+            packed.taken.push((taken, places));
+            if appended {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Seals a pack and places what is in it. After a failure all that has no place yet is where it
     /// was before.
     async fn place_pack(&self, pack: Pack, packed: Packed) -> Result<(), FsError> {
-        let Packed { taken, orders } = packed;
-        if taken.is_empty() {
-            return Ok(());
-        }
+        let Packed { taken, copies, orders } = packed;
+        let Some(copies) = copies.filter(|_| !taken.is_empty()) else { return Ok(()) };
         let files: Vec<Arc<OpenFile>> = taken.iter().map(|(t, _)| t.file.clone()).collect();
-        let placed = self.try_place_pack(pack, taken).await;
+        let placed = self.try_place_pack(pack, copies, taken).await;
         if placed.is_err() {
             files.iter().for_each(|file| self.put_back(file));
         }
@@ -152,16 +179,18 @@ impl Volume {
     async fn try_place_pack(
         &self,
         pack: Pack,
+        copies: Copies,
         packed: Vec<(Taken, Vec<(u64, Place)>)>,
     ) -> Result<(), FsError> {
         let sealed = self.seal_data(&pack.finish(), Codec::Stored)?;
         let chunk = sealed.address;
-        let inline = sealed.bytes.len() <= INLINE_BYTES_MAX;
-        let put = match inline && self.claim_inline(&sealed) {
-            true => self.chunks.hold(sealed),
+        let small = sealed.bytes.len() <= INLINE_BYTES_MAX;
+        let inline = small && self.chunks.voters_are_enough(copies);
+        let put = match inline && self.claim_inline(&sealed, copies) {
+            true => self.chunks.hold(sealed, copies),
             false => {
                 let charges = packed.iter().map(|(taken, _)| taken.charges.clone()).collect();
-                self.chunks.put(sealed, charges)
+                self.chunks.put(sealed, copies, charges)
             }
         };
         for (taken, places) in packed {
@@ -353,7 +382,7 @@ impl Volume {
     }
 
     /// Makes `sealed` the inline chunk of the open batch, if that has none yet.
-    fn claim_inline(&self, sealed: &Sealed) -> bool {
+    fn claim_inline(&self, sealed: &Sealed, copies: Copies) -> bool {
         let mut core = self.core();
         let old = |header: Header| header.epoch < core.session.epoch;
         if core.session.mode == Mode::Lost || Header::parse(&sealed.bytes).is_ok_and(old) {
@@ -364,7 +393,7 @@ impl Volume {
         let batch = core.batch(&facts, journal.next());
         let free = batch.inline.is_none();
         if free {
-            batch.inline = Some(sealed.clone());
+            batch.inline = Some((sealed.clone(), copies));
         }
         free
     }

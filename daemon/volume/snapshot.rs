@@ -101,13 +101,13 @@ impl Volume {
     }
 
     async fn build_and_record(&self, frozen: &Frozen) -> Result<NodeRef, FsError> {
-        let mut puts: Vec<Put> = Vec::new();
+        let (mut puts, copies): (Vec<Put>, _) = (Vec::new(), self.chunks.copies());
         let mut sink = |new: NewNode| -> Result<_, SealError> {
             let (bytes, links) = (new.node.bytes(), new.node.links());
             let ring = self.ring();
             let sealed = seal::seal(ring.current(), Kind::Node, Codec::Stored, &links, bytes)?;
             let address = sealed.address;
-            puts.push(self.chunks.put(sealed, Charges::new()));
+            puts.push(self.chunks.put(sealed, copies, Charges::new()));
             self.nodes.insert(NodeRef { identity: new.identity, address }, new.node);
             Ok(address)
         };

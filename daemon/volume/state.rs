@@ -8,6 +8,7 @@ use super::conflict::Replan;
 use super::file::OpenFile;
 use super::journal::Seq;
 use crate::chunks::Put;
+use mictlan::cluster::place::Copies;
 use mictlan::id::{Attempt, Epoch, Ino, Position, SessionId};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
@@ -77,6 +78,9 @@ pub struct Placed {
     pub waited_for: bool,
 }
 
+/// A chunk that travels inside a commit, and how many copies it gets where it does not.
+pub type Inline = (Sealed, Copies);
+
 /// Operations that become one commit.
 pub struct Batch {
     pub placed: Vec<Placed>,
@@ -91,7 +95,7 @@ pub struct Batch {
     /// Chunks that must be durable before it is proposed.
     pub puts: Vec<Put>,
     /// At most 64 KiB of data that travels beside the payload.
-    pub inline: Option<Sealed>,
+    pub inline: Option<Inline>,
     /// Inodes that begin in this batch: nobody else can have a fact about them.
     pub made: HashSet<Ino>,
     pub since: Instant,

@@ -441,6 +441,10 @@ impl Vfs for Volume {
         if copy.from != copy.to {
             self.sealed(copy.from).await?;
         }
+        if !self.may_share(copy.from, copy.to).await? {
+            // The kernel then reads and writes the bytes, and they get the copies of what is written.
+            return Err(FsError::NotSupported);
+        }
         // The reply counts in 32 bits.
         let len = copy.len.min(1 << 30);
         let op = Op::Copy(Copy {

@@ -14,13 +14,14 @@ use std::sync::Arc;
 pub enum Virtual {
     /// The position in the ledger up to which this mount has applied the log.
     Version,
-    /// The peers where each chunk's copies belong.
+    /// The peers where copies of each chunk belong, as many as are asked for now.
     Copies,
     /// How this mount stands to the log: what it applied, what is signed, what is wrong.
     View,
     /// The number of the volume, the same on every mount of it and on no other.
     Volume,
-    /// How many copies: a setting of the directory or file.
+    /// How many copies what is written gets: a setting of the file, of a directory above it, or of
+    /// the volume.
     Replicas,
 }
 
@@ -59,16 +60,7 @@ impl Volume {
             Virtual::View => Ok(self.view_in_words().into()),
             Virtual::Volume => Ok(self.id.to_string().into()),
             Virtual::Version => Ok(self.core().view.position().to_string().into()),
-            Virtual::Replicas => {
-                let name = b"user.mictlan.replicas";
-                let own = self.ask(|core| read::getxattr(&core.view, ino, name, true)).await;
-                match own {
-                    Err(FsError::NoXattr) => {
-                        Ok(self.chunks.placement().copies.count().to_string().into())
-                    }
-                    own => own.map(Bytes::from),
-                }
-            }
+            Virtual::Replicas => Ok(self.copies_for(ino).await?.count().to_string().into()),
             Virtual::Copies => {
                 let extents = self
                     .ask(|core| {
@@ -76,11 +68,12 @@ impl Volume {
                         read::extents(&core.view, ino, all, EXTENTS_MAX)
                     })
                     .await?;
+                let copies = self.copies_for(ino).await?;
                 let chunks: BTreeSet<_> = extents.iter().map(|extent| extent.chunk).collect();
                 let mut text = String::new();
                 for chunk in chunks {
-                    let peers: Vec<String> =
-                        self.chunks.places(chunk).iter().map(|peer| peer.to_string()).collect();
+                    let places = self.chunks.places(chunk, copies);
+                    let peers: Vec<String> = places.iter().map(|peer| peer.to_string()).collect();
                     text.push_str(&format!("{chunk} {}\n", peers.join(" ")));
                 }
                 text.truncate(VALUE_MAX);

@@ -2,6 +2,8 @@
 //!
 //! Owns: which chunks, who has them, and when each is tried again.
 //! Never: sends, or reads a clock; the driver does.
+//! Invariant: a chunk that was put for several files is owed as many copies as the most that any of
+//! them asks for, until it has them.
 
 use crate::id::{ChunkId, PeerId, TimeMs};
 use std::collections::BTreeMap;
@@ -30,22 +32,26 @@ const FIRST_WAIT_MS: u64 = 1_000;
 pub const LONGEST_WAIT_MS: u64 = 60_000;
 
 impl Owed {
-    /// Notes what a put left. `false` when there is no room for it.
+    /// Notes what a put left, or what was made of a debt since. `false` when there is no room for it.
     pub fn note(
         &mut self,
         chunk: ChunkId,
-        stored: Vec<PeerId>,
+        mut stored: Vec<PeerId>,
         copies: usize,
         now: TimeMs,
     ) -> bool {
+        let old = self.chunks.get(&chunk);
+        let copies = old.map_or(copies, |old| old.copies.max(copies));
+        let had = old.into_iter().flat_map(|old| &old.stored);
+        let more: Vec<PeerId> = had.filter(|peer| !stored.contains(peer)).copied().collect();
+        stored.extend(more);
         if stored.len() >= copies {
             self.chunks.remove(&chunk);
             return true;
         }
-        if self.chunks.len() >= OWED_MAX && !self.chunks.contains_key(&chunk) {
+        if self.chunks.len() >= OWED_MAX && old.is_none() {
             return false;
         }
-        let old = self.chunks.get(&chunk);
         let wait_ms = old.map_or(FIRST_WAIT_MS, |old| (old.wait_ms * 2).min(LONGEST_WAIT_MS));
         let since = old.map_or(now, |old| old.since);
         let again_at = TimeMs(now.0 + wait_ms);
@@ -92,6 +98,23 @@ mod tests {
         assert!(owed.note(chunk, vec![PeerId(1)], 2, TimeMs(1_100)));
         assert_eq!(owed.next_tick(), Some(TimeMs(3_100)), "twice as long");
         assert!(owed.note(chunk, vec![PeerId(1), PeerId(2)], 2, TimeMs(3_200)));
+        assert!(owed.is_empty());
+    }
+
+    #[test]
+    fn what_one_file_is_owed_another_that_asks_for_less_does_not_take_away() {
+        let (mut owed, chunk) = (Owed::default(), crate::hash::address(b"x"));
+        let peers = |list: &[u64]| list.iter().map(|n| PeerId(*n)).collect::<Vec<_>>();
+        assert!(owed.note(chunk, peers(&[1, 2]), 3, TimeMs(0)));
+        assert!(owed.note(chunk, peers(&[4]), 2, TimeMs(10)), "a put for two, one of them away");
+        let due = owed.due(TimeMs(9_000), 9);
+        assert!(due.is_empty(), "three have it: {due:?}");
+        assert!(owed.note(chunk, peers(&[1]), 2, TimeMs(20)));
+        assert!(owed.note(chunk, peers(&[1]), 4, TimeMs(30)), "more is owed than before");
+        assert!(owed.note(chunk, peers(&[1, 2]), 2, TimeMs(40)), "made while that was noted");
+        let due = owed.due(TimeMs(9_000), 9);
+        assert_eq!((due[0].1.copies, due[0].1.stored.len()), (4, 2));
+        assert!(owed.note(chunk, peers(&[3, 4]), 2, TimeMs(50)));
         assert!(owed.is_empty());
     }
 }

@@ -128,10 +128,38 @@ fn attributes_have_the_limits_of_linux() {
     let replicas = b"user.mictlan.replicas";
     let mut map = small();
     run(&mut map, 1, &xattr(replicas, b"3"));
-    for bad in [b"0".as_slice(), b"+3", b"03", b"256", b"", b"three"] {
+    for bad in [b"0".as_slice(), b"+3", b"03", b"17", b"256", b"", b"three"] {
         assert_eq!(refusal(&map, &xattr(replicas, bad)), FsError::Invalid);
     }
     assert_eq!(refusal(&map, &xattr(b"user.mictlan.proof", b"1")), FsError::NotPermitted);
+    run(&mut map, 1, &xattr(b"user.a", b"1"));
+    assert_eq!(read::listxattr(&map, ino(1), true), Ok(vec![Box::from(&b"user.a"[..])]));
+}
+
+#[test]
+fn the_nearest_that_asks_for_copies_counts() {
+    let mut map = small();
+    let ask = |map: &mut Map, of: Ino, copies: &[u8]| {
+        let (name, mode) = (b"user.mictlan.replicas"[..].into(), XattrMode::Any);
+        let (privileged, kill_sgid) = (false, false);
+        let value = copies.into();
+        let op = SetXattr { ino: of, name, value, mode, privileged, kill_sgid };
+        run(map, 1, &Op::SetXattr(op));
+    };
+    let wanted = |map: &Map, of| read::copies_wanted(map, of).expect("it is there");
+    run(&mut map, 1, &make(FileKind::File, 4, at(ino(3), "g"), b""));
+    assert_eq!(wanted(&map, ino(4)), None, "the volume's number");
+    ask(&mut map, Ino::ROOT, b"5");
+    ask(&mut map, ino(2), b"2");
+    assert_eq!((wanted(&map, ino(4)), wanted(&map, ino(1))), (Some(2), Some(5)));
+    // Another name elsewhere changes nothing, a move does.
+    run(&mut map, 1, &Op::Link { ino: ino(4), to: at(Ino::ROOT, "g") });
+    assert_eq!(wanted(&map, ino(4)), Some(2));
+    run(&mut map, 1, &rename(at(ino(2), "e"), at(Ino::ROOT, "e"), RenameMode::Replace));
+    assert_eq!(wanted(&map, ino(4)), Some(5));
+    ask(&mut map, ino(4), b"1");
+    assert_eq!(wanted(&map, ino(4)), Some(1), "its own before all others");
+    assert_eq!(wanted(&map, ino(99)), None, "one that is gone asks for nothing");
 }
 
 #[test]

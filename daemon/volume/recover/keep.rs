@@ -87,7 +87,8 @@ impl Volume {
     async fn note(&self, now: Stamp, line: &str, under: Under) -> Result<(), FsError> {
         let sealed = self.seal_data(line.as_bytes(), self.codec())?;
         let (len, chunk) = (line.len() as u32, sealed.address);
-        let put = self.chunks.put(sealed, Default::default());
+        let copies = self.copies_for(Ino::ROOT).await?;
+        let put = self.chunks.put(sealed, copies, Default::default());
         self.wait_for(&[put]).await?;
         let extents = vec![Extent { offset: 0, len, chunk, at: 0, packed: None }];
         let known = self.kept().list;

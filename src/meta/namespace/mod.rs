@@ -34,6 +34,7 @@ use crate::meta::value::Value;
 use crate::meta::write::{Merge, WriteSet};
 use draft::Draft;
 pub use op::*;
+pub use xattr::COPIES_MAX;
 
 /// Far above what anyone links on purpose, far below where a count would wrap.
 pub const LINK_MAX: u32 = 1 << 30;

@@ -5,7 +5,8 @@
 //! Invariant: a listing from any cookie shows once whatever is there throughout, however the
 //! directory changes meanwhile, because a cookie is the hash that an entry keeps for its life.
 
-use super::{COUNTER_BYTES, COUNTER_INODES};
+use super::xattr::{REPLICAS, copies};
+use super::{COUNTER_BYTES, COUNTER_INODES, DEPTH_MAX};
 use crate::file::{BUCKET, Extent};
 use crate::id::{Ino, Name};
 use crate::meta::error::{FsError, ReadError};
@@ -47,6 +48,17 @@ pub struct Entry {
 pub enum Seek {
     Data,
     Hole,
+}
+
+/// Where the number of copies of an inode's bytes is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Here: so many.
+    Copies(u8),
+    /// Not here; by the directory that it lives in, or one above that.
+    Above(Ino),
+    /// Nowhere: the volume's number counts.
+    Nowhere,
 }
 
 /// What a volume holds, orphans included.
@@ -148,8 +160,41 @@ pub fn listxattr(
 ) -> Result<Vec<Box<[u8]>>, ReadError> {
     getattr(read, ino)?;
     let mut names = stored_xattrs(read, ino)?;
-    names.retain(|name| visible(name, privileged));
+    // The number of copies is answered by name, also where it is not stored; never listed.
+    names.retain(|name| visible(name, privileged) && **name != *REPLICAS);
     Ok(names)
+}
+
+/// How many copies of its bytes the inode itself asks for.
+pub fn copies_asked(read: &impl Read, ino: Ino) -> Result<Asked, ReadError> {
+    let inode = match read.get(&Key::Inode(ino))? {
+        Some(Value::Inode(inode)) => inode,
+        // A file outlives its home where it has another name: then nobody says it.
+        _ => return Ok(Asked::Nowhere),
+    };
+    let own = match read.get(&Key::Xattr { ino, name: REPLICAS.into() })? {
+        Some(Value::Xattr(value)) => copies(&value),
+        _ => None,
+    };
+    Ok(match own {
+        Some(copies) => Asked::Copies(copies),
+        None if ino == Ino::ROOT => Asked::Nowhere,
+        None => Asked::Above(inode.home),
+    })
+}
+
+/// The same of the nearest that asks for a number: the inode, its home, or a directory above that.
+pub fn copies_wanted(read: &impl Read, ino: Ino) -> Result<Option<u8>, ReadError> {
+    let mut at = ino;
+    for _ in 0..DEPTH_MAX {
+        match copies_asked(read, at)? {
+            Asked::Copies(copies) => return Ok(Some(copies)),
+            Asked::Above(home) => at = home,
+            Asked::Nowhere => return Ok(None),
+        }
+    }
+    // Deeper than any path can lead: a hostile writer's cycle, in which nobody asks for anything.
+    Ok(None)
 }
 
 pub(super) fn stored_xattrs(read: &impl Read, ino: Ino) -> Result<Vec<Box<[u8]>>, ReadError> {

@@ -19,7 +19,9 @@ pub const LIST_MAX: usize = 65_536;
 const CAPABILITY: &[u8] = b"security.capability";
 /// Names that are answered, not stored; only the number of copies can be asked for.
 const VIRTUAL: &[u8] = b"user.mictlan.";
-const REPLICAS: &[u8] = b"user.mictlan.replicas";
+pub(super) const REPLICAS: &[u8] = b"user.mictlan.replicas";
+/// More copies than anybody has a use for; also the most that a volume is set to.
+pub const COPIES_MAX: u8 = 16;
 
 pub(super) fn set(draft: &mut Draft<impl Read>, set: &SetXattr) -> Result<Reply, ReadError> {
     let inode = draft.inode(set.ino)?;
@@ -29,7 +31,7 @@ pub(super) fn set(draft: &mut Draft<impl Read>, set: &SetXattr) -> Result<Reply,
     }
     allow(&inode, &set.name, set.privileged)?;
     if *set.name == *REPLICAS {
-        check_replicas(&set.value)?;
+        copies(&set.value).filter(|copies| *copies <= COPIES_MAX).ok_or(FsError::Invalid)?;
     }
     let there = draft.xattr(set.ino, &set.name)?.is_some();
     match (set.mode, there) {
@@ -81,12 +83,10 @@ fn check_name(name: &[u8]) -> Result<(), FsError> {
     }
 }
 
-fn check_replicas(value: &[u8]) -> Result<(), FsError> {
-    let text = std::str::from_utf8(value).map_err(|_| FsError::Invalid)?;
-    match text.parse::<u8>() {
-        Ok(1..) if !text.starts_with(['0', '+']) => Ok(()),
-        _ => Err(FsError::Invalid),
-    }
+/// The number of copies that an attribute's value asks for; `None` when it is none.
+pub(super) fn copies(value: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(value).ok().filter(|text| !text.starts_with(['0', '+']))?;
+    text.parse().ok().filter(|copies| *copies > 0)
 }
 
 /// Whether an attribute of this name may be changed on this inode.
