@@ -3,14 +3,20 @@
 //! Owns: the way to a network's voters with the key that a home is configured with.
 
 use crate::harness::Home;
-use mictlan::id::{ChunkId, Position};
-use mictlan::ledger::record::Origin;
-use mictlan::ledger::record::body::{Body, Root};
-use mictlan::wire::{Answer, Head, Outcome, Query, VolumeInfo};
+use mictlan::cluster::state::{CommitParts, Submission};
+use mictlan::id::{ChunkId, Label, Position, SessionId};
+use mictlan::ledger::record::body::{Body, ChunkRef, Commit, Root, TagsRef, Wrap, wrap_info};
+use mictlan::ledger::record::{Origin, Proposal, record_message};
+use mictlan::meta::payload;
+use mictlan::meta::tag::Facts;
+use mictlan::meta::write::WriteSet;
+use mictlan::seal::{self, Codec, KeyRing, Kind, Principal};
+use mictlan::wire::{Answer, Append, CloseSession, Head, LeaseUnit, Outcome, Query, VolumeInfo};
 use mictlan_daemon::cli::connect;
 use mictlan_daemon::config::{Config, Paths};
 use mictlan_daemon::founding::Author;
 use mictlan_daemon::here;
+use mictlan_daemon::host;
 use mictlan_daemon::http::transport::Transport;
 use mictlan_daemon::network::Network;
 use mictlan_daemon::volume::roster;
@@ -26,31 +32,115 @@ async fn only_volume(network: &Network) -> VolumeInfo {
     volumes.pop().expect("there is one")
 }
 
-/// Orders `body` of the volume in the name of the user whose home it is; where its record stands.
-pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo, &Head) -> Body) -> Position {
-    let paths = Paths::below(&home.path().join("home"));
-    let config = Config::load(&paths.config_file()).expect("a configuration");
-    let (name, configured) = config.networks.iter().next().expect("a network");
-    let key = config.key.as_ref().expect("a key");
-    let principal = Arc::new(connect::load_key(&paths, key).expect("a key file"));
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
+/// A member at the voters' door, with the keys that its home is configured with.
+struct Member {
+    network: Network,
+    origin: Origin,
+    actor: Label,
+    principal: Arc<Principal>,
+    wraps: Vec<Wrap>,
+}
+
+impl Member {
+    async fn of(home: &Home) -> Self {
+        let paths = Paths::below(&home.path().join("home"));
+        let config = Config::load(&paths.config_file()).expect("a configuration");
+        let (name, configured) = config.networks.iter().next().expect("a network");
+        let key = config.key.as_ref().expect("a key");
+        let principal = Arc::new(connect::load_key(&paths, key).expect("a key file"));
         let transport = Transport::new(principal.clone()).expect("a transport");
         let seeds = here::seeds(configured).into_iter();
         let links: Vec<_> =
             seeds.map(|(id, key, addresses)| (id, transport.link(key, &addresses))).collect();
         let network = Network::new(connect::provisional(&links));
+        let origin = Origin::new(name, &configured.id);
+        let (roster, wraps) = roster(&network, DEADLINE).await.expect("who is who");
+        let actor = roster.owner_of(&principal.id()).expect("it joined").clone();
+        Self { network, origin, actor, principal, wraps }
+    }
+
+    /// The volume's secrets, as they are wrapped for it.
+    fn ring(&self, volume: &VolumeInfo) -> KeyRing {
+        let mine = self.wraps.iter().filter(|wrap| wrap.member == self.actor);
+        let wrap = mine.max_by_key(|wrap| wrap.key_epoch).expect("it is a member");
+        let about = wrap_info(&self.origin, &volume.id, wrap.key_epoch, &self.actor);
+        let plain = seal::unwrap(&self.principal, &about, &wrap.wrap).expect("for this key");
+        KeyRing::decode(&plain).expect("a ring")
+    }
+
+    async fn commit(&self, body: Commit, parts: CommitParts) -> Position {
+        let req = self.network.request_name();
+        let proposal = Proposal::new(self.actor.clone(), req, Body::Commit(body));
+        let p = proposal.encode().expect("in the profile");
+        let sig = self.principal.sign(&record_message(&self.origin, &p));
+        let submission = Submission { p, sig, commit: Some(parts) };
+        // A mount that holds the lease gives it back first.
+        let append = Append { submission, pass: vec![LeaseUnit::Volume] };
+        match self.network.append(&append, DEADLINE).await.expect("an answer") {
+            Outcome::Accepted { position, .. } => position,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Orders `body` of the volume in the name of the user whose home it is; where its record stands.
+pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo, &Head) -> Body) -> Position {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let Member { network, origin, actor, principal, .. } = Member::of(home).await;
         let head = network.voter(DEADLINE, |link| async move { link.head().await });
         let head = head.await.expect("an answer");
         let body = body(&only_volume(&network).await, &head);
-        let origin = Origin::new(name, &configured.id);
-        let (roster, _) = roster(&network, DEADLINE).await.expect("who is who");
-        let actor = roster.owner_of(&principal.id()).expect("it joined").clone();
         let author = Author { network: &network, origin, actor, principal: &principal };
         match author.append(body).await.expect("ordered") {
             Outcome::Accepted { position, .. } => position,
             other => panic!("{other:?}"),
         }
+    })
+}
+
+/// Commits in the name of the user whose home it is, in a session of its own: what they change, and
+/// what they say that they do. Where the last one's record stands.
+pub fn commit(home: &Home, commits: impl FnOnce(SessionId) -> Vec<(WriteSet, Facts)>) -> Position {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let member = Member::of(home).await;
+        let volume = only_volume(&member.network).await;
+        let ring = member.ring(&volume);
+        let keys = ring.current();
+        let opened = member.network.open_session(volume.id, DEADLINE).await.expect("a session");
+        let mut base = Position(opened.at.0 - 1);
+        for (n, (writes, facts)) in (1..).zip(commits(opened.session)) {
+            let (plain, links) = (payload::encode(&writes), payload::links(&writes));
+            let sealed = seal::seal(keys, Kind::Payload, Codec::Zstd, &links, &plain);
+            let sealed = sealed.expect("small");
+            let tags = facts.tags(keys.tag_key()).expect("few");
+            let size = sealed.bytes.len() as u64;
+            let body = Commit {
+                attempt: opened.attempt,
+                base,
+                changes: writes.len() as u64,
+                inline: None,
+                key_epoch: keys.epoch(),
+                n,
+                payload: ChunkRef { b3: sealed.address, size },
+                session: opened.session,
+                tags: TagsRef { b3: tags.b3(), count: tags.len() as u32 },
+                volume: volume.id,
+            };
+            let payload = Some(sealed.bytes.to_vec());
+            let (inline, oldest_receipt) = (None, None);
+            let parts = CommitParts { tags: tags.encode(), payload, inline, oldest_receipt };
+            base = member.commit(body, parts).await;
+        }
+        let req = host::ulid_bytes_at(member.network.time());
+        let close = CloseSession { volume: volume.id, session: opened.session, req };
+        let closed = member.network.voter(DEADLINE, |link| {
+            let close = close.clone();
+            async move { link.close_session(close).await }
+        });
+        closed.await.expect("closed");
+        base
     })
 }
 

@@ -9,10 +9,10 @@ use super::tiles;
 use super::{Ledger, LedgerError, Seen, lock};
 use bytes::Bytes;
 use mictlan::codec::DecodeError;
-use mictlan::id::{LedgerHash, TimeMs};
+use mictlan::id::{LedgerHash, Position, TimeMs};
 use mictlan::ledger::checkpoint::Policy;
 use mictlan::ledger::files::status::Status;
-use mictlan::ledger::files::{FilesError, Need, Node, Published, Source, What};
+use mictlan::ledger::files::{self, FilesError, Need, Node, Published, Source, What};
 use mictlan::ledger::merkle::{self, Span};
 use mictlan::ledger::tile::{self, Row, TileId, WIDTH};
 use std::collections::HashMap;
@@ -172,6 +172,12 @@ impl Ledger {
         let outline = Arc::new(Outline::of(&self.tile(seen, id).await?, id.width)?);
         self.outlines.insert(bundle, outline.clone());
         Ok(outline)
+    }
+
+    /// The proof that a record is under the checkpoint of `seen`: the text of its `.tlog-proof`.
+    pub async fn proof(&self, seen: &Seen, record: Position) -> Result<Bytes, LedgerError> {
+        let node = Node { at: None, what: What::Proof(record.0) };
+        self.ask(seen, node, |view| files::read(view, node, 0, usize::MAX)).await
     }
 
     /// The time of a record.

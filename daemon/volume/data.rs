@@ -212,15 +212,22 @@ impl Volume {
 
     /// Everything that is sealed and every operation so far is committed when this returns.
     pub(super) async fn commit_all(&self) -> Result<(), FsError> {
+        self.committed_all().await?;
+        self.kept_promises()
+    }
+
+    /// The same for a question, which does not get to know of broken promises: whoever changed
+    /// something does.
+    pub(super) async fn committed_all(&self) -> Result<(), FsError> {
         loop {
             let conflicts = self.progress.borrow().conflicts;
             self.attempted_again().await?;
             let last = self.core().queue.back().map(|batch| batch.until);
-            let Some(until) = last else { return self.kept_promises() };
+            let Some(until) = last else { return Ok(()) };
             self.commit_until(until).await?;
             // What was planned again after a conflict has other numbers.
             if self.progress.borrow().conflicts == conflicts {
-                return self.kept_promises();
+                return Ok(());
             }
         }
     }

@@ -7,7 +7,7 @@
 use super::file::OpenFile;
 use super::journal::Seq;
 use super::state::Mode;
-use super::void::{Void, Voids};
+use super::void::Void;
 use super::{Stale, Volume};
 use crate::link::Link;
 use mictlan::id::{ChunkId, Label, LedgerHash, Position, SessionId, TimeMs};
@@ -48,8 +48,6 @@ pub(super) struct Applied {
     pub coming: Option<KeyRing>,
     /// Who went on in whose place: sessions to the one they succeed.
     pub succeeds: HashMap<SessionId, SessionId>,
-    /// The payloads that changed nothing, where somebody asks for them.
-    pub void: Option<Voids>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -313,9 +311,7 @@ impl Volume {
             Err(why) => {
                 tracing::error!(record = %at, %by, session = %commit.session, %why,
                     "a commit changes what it did not say it would: it is void, here and for all");
-                if let Some(voids) = &mut applied.void {
-                    voids.add(Void { record: at, by: by.clone(), why });
-                }
+                self.voids().add(Void { record: at, by: by.clone(), why });
                 WriteSet::new()
             }
         };

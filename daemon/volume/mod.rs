@@ -20,6 +20,7 @@ pub mod journal;
 mod local;
 mod nodes;
 mod orphan;
+mod past;
 mod quorum;
 mod read;
 mod recover;
@@ -39,6 +40,7 @@ mod trail;
 mod vfs;
 mod virtual_xattr;
 mod void;
+mod writer;
 
 pub use belief::{Disbelief, Trouble};
 pub use follow::FollowError;
@@ -122,6 +124,11 @@ pub struct Volume {
     belief: belief::Belief,
     /// Told when a record changed the peers, the layout, or this volume.
     network_changed: Arc<Notify>,
+    /// What was read of the log backwards, and what was asked of it.
+    shelf: past::Shelf,
+    writers: writer::Writers,
+    /// The payloads that changed nothing, of those that this mount has applied.
+    voids: Mutex<Voids>,
     /// What could not be done again.
     kept: Mutex<recover::keep::Kept>,
     /// What the kernel must forget.

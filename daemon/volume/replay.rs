@@ -122,8 +122,8 @@ impl Replay {
         if applied.chain != Some(head) {
             return Err(ReplayError::AnotherLog);
         }
-        let voids = applied.void.clone().unwrap_or_default();
         drop(applied);
+        let voids = fold.volume.voids().clone();
         let mut wrong = fold.wrong;
         wrong.extend(fold.claims.iter().map(|claim| Wrong {
             claim: claim.clone(),
@@ -209,7 +209,6 @@ impl Fold {
         };
         let info = VolumeInfo { made, root: None, ..info.clone() };
         let (volume, _) = assemble(start, &info, held, ground)?;
-        volume.applying.lock().await.void = Some(Voids::default());
         volume.trail.switch_off();
         let mut claims = log.roots().to_vec();
         claims.sort_by_key(|claim| std::cmp::Reverse(claim.position));

@@ -20,6 +20,10 @@ pub enum Virtual {
     View,
     /// The number of the volume, the same on every mount of it and on no other.
     Volume,
+    /// Who changed it last, and in which record.
+    Writer,
+    /// That record's proof of inclusion.
+    Proof,
     /// How many copies what is written gets: a setting of the file, of a directory above it, or of
     /// the volume.
     Replicas,
@@ -32,6 +36,8 @@ pub fn named(name: &[u8]) -> Option<Virtual> {
         b"user.mictlan.volume" => Some(Virtual::Volume),
         b"user.mictlan.view" => Some(Virtual::View),
         b"user.mictlan.copies" => Some(Virtual::Copies),
+        b"user.mictlan.writer" => Some(Virtual::Writer),
+        b"user.mictlan.proof" => Some(Virtual::Proof),
         b"user.mictlan.replicas" => Some(Virtual::Replicas),
         _ => None,
     }
@@ -60,6 +66,11 @@ impl Volume {
             Virtual::View => Ok(self.view_in_words().into()),
             Virtual::Volume => Ok(self.id.to_string().into()),
             Virtual::Version => Ok(self.core().view.position().to_string().into()),
+            Virtual::Writer => self.writer(ino).await,
+            Virtual::Proof => {
+                let proof = self.proof(ino).await?;
+                if proof.len() <= VALUE_MAX { Ok(proof) } else { Err(FsError::XattrTooBig) }
+            }
             Virtual::Replicas => Ok(self.copies_for(ino).await?.count().to_string().into()),
             Virtual::Copies => {
                 let extents = self

@@ -17,6 +17,7 @@ use mictlan::seal;
 use mictlan::wire::Followed;
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::sync::MutexGuard;
 
 /// A payload that is void, for everyone who follows the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,15 @@ impl Voids {
 }
 
 impl Volume {
+    pub(super) fn voids(&self) -> MutexGuard<'_, Voids> {
+        self.voids.lock().expect("nothing panics while it is locked")
+    }
+
+    /// Whether this mount applied the record and found it void; of an older one it does not know.
+    pub(super) fn is_known_void(&self, record: Position) -> bool {
+        self.voids().first.iter().any(|void| void.record == record)
+    }
+
     /// The write set of another session's commit, or why it is void.
     pub(super) async fn open_payload(
         &self,

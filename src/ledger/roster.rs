@@ -166,6 +166,11 @@ impl Roster {
         self.owners.get(key)
     }
 
+    /// Every key that an actor signs with or ever signed with.
+    pub fn keys_ever_of(&self, actor: &Label) -> impl Iterator<Item = PrincipalId> {
+        self.owners.iter().filter(move |(_, owner)| *owner == actor).map(|(key, _)| *key)
+    }
+
     /// Follows one record after genesis. On an error nothing has changed.
     pub fn apply(&mut self, actor: &Label, body: &Body) -> Result<(), RosterError> {
         match body {

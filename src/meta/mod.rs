@@ -6,6 +6,7 @@
 
 pub mod cover;
 pub mod error;
+pub mod history;
 pub mod inode;
 pub mod key;
 pub mod namespace;

@@ -270,10 +270,25 @@ impl View {
         }
     }
 
+    /// What is not committed, of all operations of ours.
+    pub fn local(&self) -> &WriteSet {
+        &self.local
+    }
+
+    /// The value without what is not committed: that at [`View::position`].
+    pub fn committed(&self, key: &Key) -> Result<Option<Value>, NodeError> {
+        Ok(self.beneath(&[&self.committed], key, &key.encode())?.value())
+    }
+
     /// The value of `bytes` below the sets in memory that `merges` were found in.
-    fn beneath(&self, key: &Key, bytes: &KeyBytes) -> Result<Found, NodeError> {
+    fn beneath(
+        &self,
+        in_memory: &[&WriteSet],
+        key: &Key,
+        bytes: &KeyBytes,
+    ) -> Result<Found, NodeError> {
         let mut merges = vec![];
-        for set in [&self.local, &self.committed] {
+        for set in in_memory {
             if let Some(found) = look(set.get(bytes), set, bytes, &mut merges) {
                 return Ok(Found { value: found, merges });
             }
@@ -300,6 +315,13 @@ struct Found {
     merges: Vec<Merge>,
 }
 
+impl Found {
+    fn value(self) -> Option<Value> {
+        let merged = |value, merge: &Merge| merge.apply(value);
+        self.merges.iter().rev().fold(self.value, merged)
+    }
+}
+
 /// The value that this layer settles, if it does; a merge waits for what is beneath.
 fn look(
     change: Option<&Change>,
@@ -318,9 +340,7 @@ fn look(
 
 impl Read for View {
     fn get(&self, key: &Key) -> Result<Option<Value>, NodeError> {
-        let found = self.beneath(key, &key.encode())?;
-        let merged = |value, merge: &Merge| merge.apply(value);
-        Ok(found.merges.iter().rev().fold(found.value, merged))
+        Ok(self.beneath(&[&self.local, &self.committed], key, &key.encode())?.value())
     }
 
     fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>, NodeError> {

@@ -141,6 +141,8 @@ impl World {
         self.local.iter().for_each(|(_, writes)| apply(&mut model, writes));
         let value = self.disk.ask(|| self.view.get(key));
         assert_eq!(value.as_ref(), model.get(&key.encode().to_vec()));
+        let committed = self.disk.ask(|| self.view.committed(key));
+        assert_eq!(committed.as_ref(), self.committed.get(&key.encode().to_vec()));
         for (span, limit) in [(span, 3), (&Span::all(), usize::MAX)] {
             let found = self.disk.ask(|| self.view.range(span.from(), span.to(), limit));
             let inside = model.iter().filter(|(key, _)| span.contains(key)).take(limit);
