@@ -4,7 +4,7 @@
 
 use crate::harness::Home;
 use mictlan::cluster::state::{CommitParts, Submission};
-use mictlan::id::{ChunkId, Label, Position, SessionId};
+use mictlan::id::{ChunkId, Epoch, Label, Position, SessionId};
 use mictlan::ledger::record::body::{Body, ChunkRef, Commit, Root, TagsRef, Wrap, wrap_info};
 use mictlan::ledger::record::{Origin, Proposal, record_message};
 use mictlan::meta::payload;
@@ -102,17 +102,28 @@ pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo, &Head) -> Body) -> Posi
 /// Commits in the name of the user whose home it is, in a session of its own: what they change, and
 /// what they say that they do. Where the last one's record stands.
 pub fn commit(home: &Home, commits: impl FnOnce(SessionId) -> Vec<(WriteSet, Facts)>) -> Position {
+    commit_sealed(home, Kind::Payload, None, commits)
+}
+
+/// The same in payloads of another kind, or of an older epoch than their records say.
+pub fn commit_sealed(
+    home: &Home,
+    kind: Kind,
+    epoch: Option<Epoch>,
+    commits: impl FnOnce(SessionId) -> Vec<(WriteSet, Facts)>,
+) -> Position {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let member = Member::of(home).await;
         let volume = only_volume(&member.network).await;
         let ring = member.ring(&volume);
         let keys = ring.current();
+        let sealed_with = epoch.map_or(keys, |epoch| ring.epoch(epoch).expect("it was there"));
         let opened = member.network.open_session(volume.id, DEADLINE).await.expect("a session");
         let mut base = Position(opened.at.0 - 1);
         for (n, (writes, facts)) in (1..).zip(commits(opened.session)) {
             let (plain, links) = (payload::encode(&writes), payload::links(&writes));
-            let sealed = seal::seal(keys, Kind::Payload, Codec::Zstd, &links, &plain);
+            let sealed = seal::seal(sealed_with, kind, Codec::Zstd, &links, &plain);
             let sealed = sealed.expect("small");
             let tags = facts.tags(keys.tag_key()).expect("few");
             let size = sealed.bytes.len() as u64;

@@ -1,13 +1,18 @@
 //! Snapshot roots are what the commits make, and whoever holds the meta secret can find out.
 
+use mictlan::id::{Epoch, Ino};
+use mictlan::meta::inode::{InodeMerge, ModeChange};
+use mictlan::meta::tag::{Fact, Facts};
+use mictlan::meta::write::WriteSet;
+use mictlan::seal::Kind;
 use mictlan_tests::forger;
 use mictlan_tests::harness::{DEADLINE, Home, wait_until};
-use mictlan_tests::three::{Three, files};
+use mictlan_tests::three::{Three, files, write_through};
 use serde_json::Value;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Output;
 use std::time::Instant;
@@ -79,6 +84,40 @@ fn a_replay_over_two_epochs_agrees_with_every_root_and_needs_no_data_secret() {
     assert_eq!(said["roots"].as_u64(), Some(right.len() as u64), "{said}");
     assert_eq!(said["newest"]["position"].as_u64(), newest_root(&alice), "{said}");
     assert_eq!(said["void"], Value::Array(vec![]), "{said}");
+}
+
+#[test]
+fn a_payload_that_not_everyone_can_open_is_void_for_everyone() {
+    let three = Three::start();
+    let (alice, bob, dave) = (three.user("alice"), three.user("bob"), three.user("dave"));
+    write_and_make_a_root(&alice, |dir| fs::write(dir.join("a"), b"a").expect("written"));
+    // An auditor has no data secret, and in the second epoch.
+    let owner = &three.peers[0].home;
+    owner.ok(&["member", "rm", "dave"]);
+    owner.ok(&["member", "add", "dave", "--role", "auditor"]);
+    let dir = alice.mount("mnt");
+    let before = fs::metadata(dir.join("a")).expect("there");
+    let closed = |_| {
+        let (mut writes, mut facts) = (WriteSet::new(), Facts::default());
+        let ino = Ino(before.ino());
+        let mode = Some(ModeChange::Set(0));
+        writes.merge_inode(ino, InodeMerge { mode, ..InodeMerge::default() });
+        facts.write(Fact::Attr(ino));
+        vec![(writes, facts)]
+    };
+    let as_data = forger::commit_sealed(&bob, Kind::Data, None, closed);
+    let of_old = forger::commit_sealed(&bob, Kind::Payload, Some(Epoch(1)), closed);
+    // Whatever is written here now comes behind both.
+    write_through(&dir.join("b"), b"b").expect("written");
+    let after = fs::metadata(dir.join("a")).expect("there");
+    assert_eq!(after.mode(), before.mode(), "{}", alice.log());
+    alice.unmount(&dir);
+    let (said, code) = replay(&dave);
+    assert_eq!((&said["verdict"], code), (&Value::from("good"), Some(0)), "{said}");
+    let void: Vec<_> = said["void"].as_array().expect("a list").iter().collect();
+    let records: Vec<_> = void.iter().map(|void| void["record"].as_u64()).collect();
+    assert_eq!(records, [Some(as_data.0), Some(of_old.0)], "{said}");
+    assert!(void.iter().all(|void| void["signed_by"] == "bob"), "{said}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use super::Volume;
 use super::follow::{Applied, FollowError};
+use mictlan::hash;
 use mictlan::id::{Ino, Label, Position, SessionId};
 use mictlan::ledger::record::body::Commit;
 use mictlan::meta::cover;
@@ -13,7 +14,7 @@ use mictlan::meta::key::Key;
 use mictlan::meta::tag::TagList;
 use mictlan::meta::tree::{NodeError, Read};
 use mictlan::meta::write::WriteSet;
-use mictlan::seal;
+use mictlan::seal::{self, KeyRing, Kind, Opened};
 use mictlan::wire::Followed;
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -65,8 +66,9 @@ impl Volume {
     ) -> Result<Result<WriteSet, String>, FollowError> {
         let chunk = commit.payload.b3;
         let sealed = match &entry.payload {
-            Some(bytes) => bytes.clone().into(),
-            None => self
+            // Whatever else the voter shows says nothing of the payload that was signed.
+            Some(bytes) if hash::address(bytes) == chunk => bytes.clone().into(),
+            _ => self
                 .chunks
                 .get(chunk, self.options.deadline)
                 .await
@@ -79,9 +81,9 @@ impl Volume {
         let tags = entry.tags.as_deref().map(TagList::decode).transpose().ok().flatten();
         let tags = tags.filter(|tags| tags.b3() == commit.tags.b3);
         let Some(tags) = tags else { return Err(FollowError::OtherTags { at }) };
-        let opened = match seal::open(&ring, chunk, &sealed) {
+        let opened = match open(&ring, commit, &sealed) {
             Ok(opened) => opened,
-            Err(error) => return Ok(Err(error.to_string())),
+            Err(why) => return Ok(Err(why)),
         };
         let owns = lineage(applied, commit.session);
         loop {
@@ -116,6 +118,19 @@ impl Volume {
                 }
             }
         }
+    }
+}
+
+/// The payload of a commit from its chunk's bytes, or why it is void. What one member can open and
+/// another cannot is void for both: a chunk of the data family, or of another epoch than the
+/// record's.
+pub(super) fn open(ring: &KeyRing, commit: &Commit, sealed: &[u8]) -> Result<Opened, String> {
+    let opened = seal::open(ring, commit.payload.b3, sealed).map_err(|error| error.to_string())?;
+    let (kind, epoch) = (opened.header.kind, opened.header.epoch);
+    match (kind, epoch == commit.key_epoch) {
+        (Kind::Payload, true) => Ok(opened),
+        (Kind::Payload, false) => Err(format!("the payload is sealed in epoch {epoch}")),
+        (kind, _) => Err(format!("the payload is sealed as a chunk of kind {}", kind as u8)),
     }
 }
 

@@ -11,6 +11,7 @@
 use super::Volume;
 use super::file::What as Dirty;
 use super::past::{Past, PastCommit, What};
+use super::void;
 use crate::ledger::Seen;
 use bytes::Bytes;
 use mictlan::id::{Epoch, Ino, Position, PrincipalId, SessionId};
@@ -260,7 +261,7 @@ impl Search<'_> {
             return Ok(false);
         }
         let sealed = self.volume.past_payload(commit, self.until).await?;
-        let Ok(opened) = seal::open(&ring, commit.body.payload.b3, &sealed) else {
+        let Ok(opened) = void::open(&ring, &commit.body, &sealed) else {
             return Ok(false);
         };
         // Whose numbers they are is asked below, if it matters.

@@ -84,6 +84,10 @@ impl World {
 
     /// A mount that hears of the log from `liar` alone; chunks and the ledger's files are honest.
     pub async fn mount(&self, liar: &Arc<Liar>) -> Arc<Volume> {
+        self.mount_with(liar, Options::default()).await
+    }
+
+    pub async fn mount_with(&self, liar: &Arc<Liar>, options: Options) -> Arc<Volume> {
         let lying =
             Peer::new(self.here.peer.network, PrincipalId([9; 32]), None, Some(liar.clone()));
         let voter = Link::Embedded(Arc::new(lying), self.caller());
@@ -99,7 +103,7 @@ impl World {
             chunks: chunks.clone(),
             volume: label("main"),
             principal: self.user.clone(),
-            options: Options::default(),
+            options,
             journals: self.paths.state.join("journals"),
             spilled: self.paths.cache.join("overlay"),
             network_changed: Arc::new(Notify::new()),
@@ -139,7 +143,8 @@ fn placement() -> Placement {
     }
 }
 
-/// Passes everything on, until it shows a record of its own at the end of the log and then no more.
+/// Passes everything on, until it shows a record of its own at the end of the log and then no more,
+/// or other bytes than the payloads that the records name.
 pub struct Liar {
     honest: Arc<Peer>,
     caller: Caller,
@@ -147,6 +152,7 @@ pub struct Liar {
     user: Arc<Principal>,
     body: Body,
     lies: AtomicBool,
+    spoils: AtomicBool,
     /// Covers where the forged record was shown.
     shown: Mutex<Option<Position>>,
     /// Told when it was.
@@ -162,6 +168,7 @@ impl Liar {
             user: world.user.clone(),
             body: world.note(),
             lies: AtomicBool::new(false),
+            spoils: AtomicBool::new(false),
             shown: Mutex::new(None),
             told: Notify::new(),
         })
@@ -171,6 +178,20 @@ impl Liar {
     pub async fn shows_a_record_of_its_own(&self) {
         self.lies.store(true, Ordering::SeqCst);
         self.told.notified().await;
+    }
+
+    /// From now on the payloads beside its records are not theirs.
+    pub fn shows_other_payloads(&self) {
+        self.spoils.store(true, Ordering::SeqCst);
+    }
+
+    async fn pass_on(&self, follow: Follow) -> Result<Page, Failure> {
+        let mut page = self.honest.follow(self.caller, follow).await?;
+        if self.spoils.load(Ordering::SeqCst) {
+            let payloads = page.entries.iter_mut().filter_map(|entry| entry.payload.as_mut());
+            payloads.flat_map(|payload| payload.last_mut()).for_each(|byte| *byte ^= 1);
+        }
+        Ok(page)
     }
 
     /// Signed by the user itself, as if it had asked for it: nothing in the record is wrong.
@@ -231,7 +252,7 @@ impl Sequencing for Liar {
     fn follow(&self, _: PrincipalId, follow: Follow) -> Answering<'_, Page> {
         match self.lies.load(Ordering::SeqCst) {
             true => Box::pin(self.lie(follow)),
-            false => Box::pin(self.honest.follow(self.caller, follow)),
+            false => Box::pin(self.pass_on(follow)),
         }
     }
     fn read_position(&self, barrier: Barrier) -> Answering<'_, Position> {

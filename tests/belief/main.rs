@@ -6,6 +6,7 @@ use liar::{Liar, World};
 use mictlan::id::{Ino, Name};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::FileKind;
+use mictlan_mount::options::Options;
 use mictlan_mount::vfs::{Caller, Found, Make, OpenHow, Vfs, WriteAt};
 use mictlan_tests::harness::{DEADLINE, Home, wait_until};
 use std::fs;
@@ -54,6 +55,25 @@ async fn a_record_that_the_voters_did_not_sign_ends_all_belief() {
     let view = volume.clone().getxattr(Ino::ROOT, b"user.mictlan.view".as_slice().into()).await;
     let view = String::from_utf8(view.expect("it is answered always").to_vec()).expect("text");
     assert!(view.contains("contradiction"), "{view}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_shows_other_payloads_makes_no_commit_void() {
+    let world = World::found().await;
+    let volume = world.mount(&Liar::of(&world)).await;
+    let made = volume.clone().make(WHO, Ino::ROOT, name("kept"), file()).await;
+    assert!(matches!(made, Ok(Found::Here { .. })), "it is made");
+    volume.clone().fsync(Ino::ROOT, None).await.expect("committed");
+    let liar = Liar::of(&world);
+    liar.shows_other_payloads();
+    let reader = Options { read_only: true, ..Options::default() };
+    let other = world.mount_with(&liar, reader).await;
+    let found = other.clone().lookup(WHO, Ino::ROOT, name("kept")).await;
+    let Ok(Found::Here { attr, .. }) = found else { panic!("it is not there") };
+    let writer = b"user.mictlan.writer".as_slice().into();
+    let writer = other.clone().getxattr(attr.ino, writer).await.expect("it is known");
+    assert!(writer.starts_with(b"actor default\n"), "{writer:?}");
     world.end().await;
 }
 
