@@ -213,6 +213,31 @@ fn what_is_not_committed_yet_is_committed_before_its_writer_is_named() {
     assert_eq!(listed, 0, "they are answered, and not listed");
 }
 
+#[test]
+fn who_changed_a_file_long_ago_is_found_many_records_back() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    for name in ["old", "often"] {
+        write_through(&dir.join(name), b"first").expect("written");
+    }
+    let first = writer(&dir.join("old"), &home);
+    // Three bundles of 256 records, the last one of them not full.
+    for n in 0..550 {
+        write_through(&dir.join("often"), n.to_string().as_bytes()).expect("written");
+    }
+    let last = writer(&dir.join("often"), &home);
+    assert!(last.record > first.record + 512, "{first:?} {last:?}");
+    assert_eq!(writer(&dir.join("old"), &home), first, "what was found before");
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    assert_eq!(writer(&dir.join("old"), &home), first, "looked for anew");
+    assert_eq!(writer(&dir.join("often"), &home), last);
+    let proof = attribute(&dir.join("old"), PROOF).expect("a proof");
+    let text = fs::read(dir.join("ledger/keys/policy.json")).expect("a policy");
+    let policy: Value = serde_json::from_slice(&text).expect("JSON");
+    assert!(proves(&proof, &record(&dir, first.record), &policy), "{proof}");
+}
+
 /// Of the user's commit by hand: what it changes, the facts that it writes.
 type ByHand = (WriteSet, Facts);
 

@@ -11,6 +11,7 @@ use super::read::not_read;
 use crate::ledger::{LedgerError, Seen};
 use crate::link::{Link, LinkError};
 use bytes::Bytes;
+use mictlan::cluster::state::INSIDE_MAX;
 use mictlan::hash;
 use mictlan::id::{PeerId, Position, SessionId};
 use mictlan::ledger::merkle;
@@ -210,7 +211,9 @@ impl Volume {
                 let tags = tags.as_deref().map(TagList::decode).transpose().ok().flatten();
                 let tags = tags.filter(|tags| tags.b3() == body.tags.b3);
                 let tags = tags.ok_or(NotShown::OtherTags(at))?;
-                let sealed = payload.filter(|bytes| hash::address(bytes) == body.payload.b3);
+                // Larger ones never travel beside a record, and would not be bounded in sum.
+                let sealed = payload.filter(|bytes| bytes.len() <= INSIDE_MAX);
+                let sealed = sealed.filter(|bytes| hash::address(bytes) == body.payload.b3);
                 let sealed = sealed.map(Bytes::from);
                 What::Commit(Box::new(PastCommit { body, tags, sealed }))
             }

@@ -34,7 +34,7 @@ use tokio::time::{Instant, timeout_at};
 /// Records that one question goes back; the next one for the same file goes on from there.
 const RECORDS_MAX: u64 = 1 << 16;
 /// Files of which it is remembered how far back was looked.
-const FILES_MAX: usize = 4_096;
+const FILES_MAX: usize = 1_024;
 /// Each holds up to a bundle of the log in memory.
 const AT_ONCE: usize = 2;
 /// Between two looks for a checkpoint that covers what is shown.
