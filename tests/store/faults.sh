@@ -59,7 +59,8 @@ echo -n "full disk, told before it was: "
 umount "$mnt"
 mount -t tmpfs -o size=64m tmpfs "$mnt"
 mkfifo "$work/acks.race"
-"$driver" put "$mnt/store" 0 500 100000 >"$work/acks.race" 2>"$work/err.race" &
+# More than the disk has, so that it is full also where the other program comes late.
+"$driver" put "$mnt/store" 0 2000 100000 >"$work/acks.race" 2>"$work/err.race" &
 { for _ in $(seq 30); do read -r line && echo "$line"; done >"$work/acked.race"
   dd if=/dev/zero of="$mnt/other" bs=4096 2>/dev/null || true
   cat >>"$work/acked.race"; } <"$work/acks.race"

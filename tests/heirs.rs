@@ -1,0 +1,86 @@
+//! Mounts that ended without a word, and those that go on with what their journals hold.
+
+use mictlan::id::SessionId;
+use mictlan_tests::forger;
+use mictlan_tests::harness::Home;
+use mictlan_tests::three::{Three, files, write_through};
+use std::fs;
+use std::path::Path;
+
+/// What is made while nobody takes a commit: names, bytes, and bytes that were asked to be durable.
+fn work_without_peers(dir: &Path, word: &str) {
+    for n in 0..3 {
+        let made = dir.join(format!("{word}-{n}"));
+        fs::create_dir(&made).expect("acknowledged");
+        fs::write(made.join("file"), format!("{word} {n}")).expect("acknowledged");
+    }
+    let refused = write_through(&dir.join(format!("{word}-0/through")), word.as_bytes());
+    let refused = refused.expect_err("no peer has it");
+    assert_eq!(refused.raw_os_error(), Some(libc::ETIMEDOUT), "{refused}");
+}
+
+/// The session whose journal waits.
+fn only_journal(home: &Home) -> SessionId {
+    let journals = files(&home.path().join("home/state/journals"));
+    let mut names = journals.iter().filter_map(|(file, _)| file.parent()?.file_name()?.to_str());
+    SessionId(names.next().expect("a journal").parse().expect("a session's number"))
+}
+
+fn assert_there(dir: &Path, word: &str, who: &Home) {
+    for n in 0..3 {
+        let file = dir.join(format!("{word}-{n}/file"));
+        let read = fs::read_to_string(&file);
+        let read = read.unwrap_or_else(|error| panic!("{}: {error}{}", file.display(), who.log()));
+        assert_eq!(read, format!("{word} {n}"), "{}", who.log());
+    }
+}
+
+#[test]
+fn an_heir_that_dies_too_leaves_all_to_the_next_and_everybody_sees_it() {
+    let three = Three::start();
+    let (alice, bob, carol) = (three.user("alice"), three.user("bob"), three.user("carol"));
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    three.peers.iter().for_each(|peer| peer.kill());
+    work_without_peers(&dir, "first");
+    alice.kill_daemon(&dir);
+
+    three.peers.iter().for_each(|peer| peer.serve_until("serving"));
+    forger::heir_that_dies(&alice, only_journal(&alice));
+    // Others begin from here on, with a root that has that record in it.
+    let other = bob.mount("mnt");
+    fs::write(other.join("bob"), b"bob").expect("bob is alone");
+    bob.unmount(&other);
+
+    let other = carol.mount("mnt");
+    let dir = alice.mount("mnt");
+    assert_there(&dir, "first", &alice);
+    assert_there(&other, "first", &carol);
+    fs::write(other.join("first-1/carol"), b"carol").expect("work goes on");
+    alice.unmount(&dir);
+    carol.unmount(&other);
+    let other = bob.mount("mnt");
+    assert_there(&other, "first", &bob);
+    assert_eq!(fs::read(other.join("first-1/carol")).expect("there"), b"carol");
+}
+
+#[test]
+fn one_mount_takes_over_the_journals_of_several() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    let words = ["one", "two", "three"];
+    let mounts = words.map(|word| alice.mount(word));
+    for (dir, word) in mounts.iter().zip(words) {
+        for n in 0..3 {
+            let made = dir.join(format!("{word}-{n}"));
+            fs::create_dir(&made).expect("a new name");
+            fs::write(made.join("file"), format!("{word} {n}")).expect("written and closed");
+        }
+    }
+    mounts.iter().for_each(|dir| alice.kill_daemon(dir));
+    let dir = alice.mount("one");
+    let elsewhere = bob.mount("mnt");
+    for word in words {
+        assert_there(&dir, word, &alice);
+        assert_there(&elsewhere, word, &bob);
+    }
+}
