@@ -5,7 +5,9 @@
 use crate::harness::Home;
 use mictlan::cluster::state::{CommitParts, Submission};
 use mictlan::id::{ChunkId, Epoch, Label, Position, SessionId};
-use mictlan::ledger::record::body::{Body, ChunkRef, Commit, Root, TagsRef, Wrap, wrap_info};
+use mictlan::ledger::record::body::{
+    Body, ChunkRef, Commit, Fence, Root, TagsRef, Wrap, wrap_info,
+};
 use mictlan::ledger::record::{Origin, Proposal, record_message};
 use mictlan::meta::payload;
 use mictlan::meta::tag::Facts;
@@ -68,6 +70,16 @@ impl Member {
         KeyRing::decode(&plain).expect("a ring")
     }
 
+    async fn append(&self, body: Body) -> Position {
+        let Self { network, origin, actor, principal, .. } = self;
+        let (origin, actor) = (origin.clone(), actor.clone());
+        let author = Author { network, origin, actor, principal };
+        match author.append(body).await.expect("ordered") {
+            Outcome::Accepted { position, .. } => position,
+            other => panic!("{other:?}"),
+        }
+    }
+
     async fn commit(&self, body: Commit, parts: CommitParts) -> Position {
         let req = self.network.request_name();
         let proposal = Proposal::new(self.actor.clone(), req, Body::Commit(body));
@@ -87,16 +99,25 @@ impl Member {
 pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo, &Head) -> Body) -> Position {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let Member { network, origin, actor, principal, .. } = Member::of(home).await;
-        let head = network.voter(DEADLINE, |link| async move { link.head().await });
+        let member = Member::of(home).await;
+        let head = member.network.voter(DEADLINE, |link| async move { link.head().await });
         let head = head.await.expect("an answer");
-        let body = body(&only_volume(&network).await, &head);
-        let author = Author { network: &network, origin, actor, principal: &principal };
-        match author.append(body).await.expect("ordered") {
-            Outcome::Accepted { position, .. } => position,
-            other => panic!("{other:?}"),
-        }
+        let body = body(&only_volume(&member.network).await, &head);
+        member.append(body).await
     })
+}
+
+/// Takes the place of session `old`, as a mount does that begins, and dies there.
+pub fn heir_that_dies(home: &Home, old: SessionId) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let member = Member::of(home).await;
+        let volume = only_volume(&member.network).await.id;
+        let opened = member.network.open_session(volume, DEADLINE).await.expect("opened");
+        let reason = "its mount ended without closing it".to_owned();
+        let fence = Fence { reason, session: old, successor: Some(opened.session), volume };
+        member.append(Body::Fence(fence)).await;
+    });
 }
 
 /// Commits in the name of the user whose home it is, in a session of its own: what they change, and

@@ -34,6 +34,7 @@ use mictlan::meta::tag::TagList;
 use mictlan::seal::{self, Codec, KeyRing, Kind, Sealed};
 use mictlan::wire::{Append, LeaseUnit};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -65,7 +66,7 @@ impl Volume {
                 () = self.work.notified() => {}
                 () = crate::chunks::until(due) => {}
             }
-            if self.core().session.mode == Mode::Lost {
+            if self.core().session.mode == Mode::Lost || self.ending.load(Ordering::Relaxed) {
                 return;
             }
             while self.is_due() {

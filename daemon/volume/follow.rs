@@ -20,10 +20,10 @@ use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::key::Key;
 use mictlan::meta::namespace;
+use mictlan::meta::value::Value;
 use mictlan::meta::write::WriteSet;
 use mictlan::seal::{self, KeyRing};
 use mictlan::wire::{Barrier, Follow, Followed, LeaseUnit, Page};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -46,8 +46,6 @@ pub(super) struct Applied {
     pub roster: Roster,
     /// Secrets of an epoch that has not begun.
     pub coming: Option<KeyRing>,
-    /// Who went on in whose place: sessions to the one they succeed.
-    pub succeeds: HashMap<SessionId, SessionId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +71,7 @@ pub enum FollowError {
 impl Volume {
     /// Follows the log until the volume ends.
     pub(super) async fn follow(self: Arc<Self>) {
-        while self.believed().is_ok() && self.is_member() {
+        while !self.ending.load(Ordering::Relaxed) && self.believed().is_ok() && self.is_member() {
             let from = self.applying.lock().await.next;
             if self.belief.limit().is_some_and(|limit| from >= limit) {
                 // Without a quorum at the start, what no checkpoint covers is not applied.
@@ -253,18 +251,19 @@ impl Volume {
         match &body {
             Body::Commit(commit) if commit.volume == self.id => {
                 let by = line.p.actor_label();
-                self.apply_commit(applied, at, &by, commit, &entry).await?;
+                self.apply_commit(at, &by, commit, &entry).await?;
             }
             Body::Root(root) if root.volume == self.id => {
                 self.skip(at);
                 self.named.add(Claim::of(at, line.p.actor_label(), root));
             }
-            Body::Fence(fence) => {
-                if let Some(successor) = fence.successor {
-                    applied.succeeds.insert(successor, fence.session);
+            Body::Fence(fence) if fence.volume == self.id => {
+                let mut writes = WriteSet::new();
+                if let Some(heir) = fence.successor {
+                    writes.put(Key::Heir(heir), Value::Heir(fence.session));
                 }
                 self.fenced(at, fence.session);
-                self.skip(at);
+                self.changes(at, &writes);
             }
             Body::Wrap(wrap) if wrap.volume == self.id => {
                 self.secrets_come(applied, at, wrap);
@@ -285,8 +284,7 @@ impl Volume {
                 self.epoch_begins(applied, at, made.key_epoch);
                 // A later record of the volume changes its settings, not its root.
                 let writes = if at == self.made { founding(line.t) } else { WriteSet::new() };
-                self.trail.append(&self.spill, at, &writes);
-                self.core().view.apply(at, &writes);
+                self.changes(at, &writes);
             }
             _ => self.skip(at),
         }
@@ -297,7 +295,6 @@ impl Volume {
 
     async fn apply_commit(
         &self,
-        applied: &mut Applied,
         at: Position,
         by: &Label,
         commit: &Commit,
@@ -306,7 +303,7 @@ impl Volume {
         if self.take_over_own(at, commit) {
             return Ok(());
         }
-        let writes = match self.open_payload(applied, at, commit, entry).await? {
+        let writes = match self.open_payload(at, commit, entry).await? {
             Ok(writes) => writes,
             Err(why) => {
                 tracing::error!(record = %at, %by, session = %commit.session, %why,
@@ -315,10 +312,14 @@ impl Volume {
                 WriteSet::new()
             }
         };
-        self.trail.append(&self.spill, at, &writes);
-        self.core().view.apply(at, &writes);
+        self.changes(at, &writes);
         self.tell_kernel(&writes);
         Ok(())
+    }
+
+    fn changes(&self, at: Position, writes: &WriteSet) {
+        self.trail.append(&self.spill, at, writes);
+        self.core().view.apply(at, writes);
     }
 
     /// If `commit` is the one on its way from here, its operations are committed now.

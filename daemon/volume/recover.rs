@@ -5,12 +5,16 @@
 //!
 //! The order, and what a crash leaves at each step:
 //! 1. the old session is fenced, naming this one: it can commit nothing any more (crash: the next
-//!    mount fences again and gets the same answer);
+//!    mount is told who was named, and fences that one, naming itself);
 //! 2. its entries after the last accepted request are placed again, into this session's journal
 //!    (crash: both journals are there; the second replay finds what this session committed);
 //! 3. they are committed (crash: the old journal is replayed once more; what it asks for is there
 //!    already and changes nothing);
 //! 4. the old journal is removed.
+//!
+//! A session can take one other's place, and with that the places which that one took. Journals of
+//! sessions that have nothing to do with each other need a session each: `recover` does what it
+//! can and says that there are more.
 //!
 //! Invariant: an acknowledged entry is committed again, or kept as `keep` says.
 
@@ -39,19 +43,30 @@ use std::sync::Arc;
 enum Fenced {
     /// It can commit nothing more; its last accepted request.
     Now(Option<(Attempt, u64)>),
-    /// It was closed, after all of it was committed: only its journal was not removed.
-    Closed,
+    /// Nobody knows what it committed: so many sessions were fenced since.
+    Forgotten,
+    /// This session has another's place already.
+    NotByThis(String),
 }
 
 impl Volume {
-    pub(super) async fn recover(self: &Arc<Self>, left: Vec<Left>) -> Result<(), OpenError> {
+    /// Whether that was all of them. If not, another session goes on: each one does at least one.
+    pub(super) async fn recover(self: &Arc<Self>, left: Vec<Left>) -> Result<bool, OpenError> {
+        let (mut done, mut refused) = (0, None);
         for left in left {
-            self.recover_one(left).await?;
+            match self.recover_one(left).await? {
+                None => done += 1,
+                Some(why) => refused = Some(why),
+            }
         }
-        Ok(())
+        match refused {
+            Some(why) if done == 0 => Err(OpenError::Ledger(why)),
+            refused => Ok(refused.is_none()),
+        }
     }
 
-    async fn recover_one(self: &Arc<Self>, left: Left) -> Result<(), OpenError> {
+    /// Why it cannot be done by this session, if that is so.
+    async fn recover_one(self: &Arc<Self>, left: Left) -> Result<Option<String>, OpenError> {
         let session = left.about.session;
         if left.unread_bytes > 0 {
             tracing::warn!(%session, bytes = left.unread_bytes,
@@ -59,13 +74,22 @@ impl Volume {
                  what stands before them is replayed");
         }
         if left.entries.is_empty() {
-            return Ok(left.remove()?);
+            left.remove()?;
+            return Ok(None);
         }
+        // First, because it can fail: then nobody was named as an heir in vain.
+        let durable = self.durable_of(&left).await?;
         let last = match self.fence(session).await? {
             Fenced::Now(last) => last, // step 1
-            Fenced::Closed => return Ok(left.remove()?),
+            Fenced::NotByThis(why) => return Ok(Some(why)),
+            Fenced::Forgotten => {
+                tracing::warn!(%session, dir = %left.dir().display(),
+                    "the network does not know any more what this journal's mount had committed: \
+                     it stays as it is, and nothing of it is done again; what it names may be in \
+                     the volume already. Move the directory away when it is not needed");
+                return Ok(None);
+            }
         };
-        let durable = self.durable_of(&left).await?;
         let again = choose(&left.entries, last, &durable);
         let count = again.len();
         tracing::info!(%session, ?last, entries = left.entries.len(), durable = durable.len(), count,
@@ -79,36 +103,57 @@ impl Volume {
         if count > 0 {
             tracing::info!(%session, count, "what an earlier mount had not committed is committed");
         }
-        Ok(left.remove()?) // step 4
+        left.remove()?; // step 4
+        Ok(None)
     }
 
-    /// Ends the old session in favour of this one: the last request of it that was accepted.
+    /// Ends the old session in favour of this one: the last request of it that was accepted. An
+    /// heir that did not get to the end is followed: without its place, what the old session made
+    /// would not be this one's to commit.
     async fn fence(&self, old: SessionId) -> Result<Fenced, OpenError> {
-        let body = Body::Fence(Fence {
-            reason: "its mount ended without closing it".to_owned(),
-            session: old,
-            successor: Some(self.core().session.id),
-            volume: self.id,
-        });
-        let sign = |req| Ok::<_, OpenError>(self.sign(req, body.clone())?.into());
-        let outcome = self.network.order(self.options.deadline, sign).await?;
-        let fenced = match outcome {
-            Outcome::Accepted { position, .. } | Outcome::Repeated { position } => position,
-            Outcome::Refused(Refusal::Fenced { at, .. }) => at,
-            // Closed in order, with nothing left to commit: only its journal was not removed.
-            Outcome::Refused(Refusal::SessionEnded { .. }) => return Ok(Fenced::Closed),
-            Outcome::Refused(refusal) => {
-                return Err(OpenError::Ledger(format!(
-                    "session {old} could not be fenced: {refusal}"
-                )));
+        let own = self.core().session.id;
+        let (mut session, mut seen) = (old, HashSet::from([own]));
+        let fenced = loop {
+            match self.order_fence(session, own).await? {
+                Outcome::Accepted { position, .. } | Outcome::Repeated { position } => {
+                    break position;
+                }
+                Outcome::Refused(Refusal::Fenced { successor: Some(heir), .. })
+                    if seen.insert(heir) =>
+                {
+                    session = heir;
+                }
+                Outcome::Refused(Refusal::Fenced { at, .. }) => break at,
+                Outcome::Refused(Refusal::SessionEnded { .. }) => return Ok(Fenced::Forgotten),
+                Outcome::Refused(refusal) => {
+                    let why = format!("session {session} could not be fenced: {refusal}");
+                    return match refusal {
+                        Refusal::UnfitSuccessor { .. } => Ok(Fenced::NotByThis(why)),
+                        _ => Err(OpenError::Ledger(why)),
+                    };
+                }
+                other => {
+                    let why = format!("a fence was answered with {other:?}");
+                    return Err(OpenError::Ledger(why));
+                }
             }
-            other => return Err(OpenError::Ledger(format!("a fence was answered with {other:?}"))),
         };
         self.wait_until_applied(Position(fenced.0 + 1)).await?;
         match self.network.query(Query::LastOf(old), self.options.deadline).await? {
             Answer::LastOf(last) => Ok(Fenced::Now(last)),
             _ => Err(OpenError::Ledger("a peer answered another question".to_owned())),
         }
+    }
+
+    async fn order_fence(&self, old: SessionId, heir: SessionId) -> Result<Outcome, OpenError> {
+        let body = Body::Fence(Fence {
+            reason: "its mount ended without closing it".to_owned(),
+            session: old,
+            successor: Some(heir),
+            volume: self.id,
+        });
+        let sign = |req| Ok::<_, OpenError>(self.sign(req, body.clone())?.into());
+        self.network.order(self.options.deadline, sign).await
     }
 
     /// Which of the chunks that the journal's operations name are on the peers.

@@ -215,6 +215,7 @@ impl Volume {
         self.last_snapshot().await;
         self.chunks.settle(LAST_COPIES_WAIT).await;
         self.ending.store(true, Ordering::Relaxed);
+        self.work.notify_one();
         let close = {
             let core = self.core();
             CloseSession {
@@ -226,6 +227,11 @@ impl Volume {
         if self.core().session.mode == Mode::Reader {
             return Ok(());
         }
+        // Before the session is closed, because it has a use only as long as the session is known
+        // (crash: nothing is left of either but a session, which is fenced when it is in the way).
+        if let Some(Err(error)) = self.journal.as_ref().map(|journal| journal.remove()) {
+            tracing::warn!(%error, "an empty journal is left behind");
+        }
         let closed = self
             .network
             .voter(CONFIRM_WAIT, |link| {
@@ -233,14 +239,8 @@ impl Volume {
                 async move { link.close_session(close).await }
             })
             .await;
-        match (closed, &self.journal) {
-            (Ok(()), Some(journal)) => {
-                if let Err(error) = journal.remove() {
-                    tracing::warn!(%error, "an empty journal is left behind");
-                }
-            }
-            (Ok(()), None) => {}
-            (Err(error), _) => tracing::debug!(%error, "the session is left to be fenced"),
+        if let Err(error) = closed {
+            tracing::debug!(%error, "the session is left to be fenced");
         }
         Ok(())
     }

@@ -93,23 +93,30 @@ pub enum OpenError {
 /// A question asked while a volume comes up.
 pub(super) type Opening<T> = Result<T, OpenError>;
 
+/// A volume that is up, and what the kernel must forget.
+type Up = (Arc<Volume>, mpsc::UnboundedReceiver<Stale>);
+
 impl Volume {
     /// Brings the volume up. The receiver gets what the kernel must forget. Without a majority of
     /// the voters it comes up read-only, as far as a checkpoint proves it.
     pub async fn open(start: Start) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
-        match Self::bring_up(&start, None).await {
-            Err(OpenError::NoQuorum) => {
-                let seen = quorum::proven(&start.ledger).await?;
-                Self::bring_up(&start, Some(seen)).await
+        loop {
+            let brought_up = match Self::bring_up(&start, None).await {
+                Err(OpenError::NoQuorum) => {
+                    let seen = quorum::proven(&start.ledger).await?;
+                    Self::bring_up(&start, Some(seen)).await?
+                }
+                brought_up => brought_up?,
+            };
+            if let Some(up) = brought_up {
+                return Ok(up);
             }
-            brought_up => brought_up,
         }
     }
 
-    async fn bring_up(
-        start: &Start,
-        proven: Option<Arc<Seen>>,
-    ) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
+    /// `None`: there are more journals of earlier mounts than one session can take over, and this
+    /// one did its part and ended.
+    async fn bring_up(start: &Start, proven: Option<Arc<Seen>>) -> Opening<Option<Up>> {
         let mut info = find_volume(start).await?;
         if let Some(seen) = &proven {
             // A root that no checkpoint covers is nobody's word; the log itself is longer to read.
@@ -140,19 +147,23 @@ impl Volume {
             Some(seen) => volume.prove(seen).await?,
             None => volume.first_catch_up().await?,
         }
-        volume.clone().begin(left).await?;
-        Ok((volume, stale_receiver))
+        let all = volume.clone().begin(left).await?;
+        Ok(all.then_some((volume, stale_receiver)))
     }
 
-    /// The tasks of a volume that is up to date. What earlier mounts left is replayed first.
-    async fn begin(self: Arc<Self>, left: Vec<Left>) -> Opening<()> {
+    /// The tasks of a volume that is up to date. What earlier mounts left is replayed first; if
+    /// that was not all of it, the volume has ended again.
+    async fn begin(self: Arc<Self>, left: Vec<Left>) -> Opening<bool> {
         tokio::spawn(self.clone().follow());
         tokio::spawn(self.clone().watch_ledger());
         tokio::spawn(self.clone().check_roots());
         if self.journal.is_some() {
             tokio::spawn(self.clone().commit_behind());
             // First, because it fences: the lease of a mount that is gone would stand in the way.
-            self.recover(left).await?;
+            if !self.recover(left).await? {
+                self.end().await?;
+                return Ok(false);
+            }
             let leased = self.lease_changed.notified();
             tokio::spawn(self.clone().beat());
             // Alone on the volume, the first heartbeat brings the lease; with others it is not
@@ -162,7 +173,7 @@ impl Volume {
             tokio::spawn(self.clone().reap_left_behind());
             tokio::spawn(self.clone().snapshots());
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn first_catch_up(&self) -> Opening<()> {
@@ -279,13 +290,7 @@ pub(super) fn assemble(
         core: Mutex::new(core(tree, position, session, epoch)),
         progress: watch::Sender::new(Progress::new(next)),
         work: Notify::new(),
-        applying: tokio::sync::Mutex::new(Applied {
-            next,
-            chain: None,
-            coming,
-            roster,
-            succeeds: HashMap::new(),
-        }),
+        applying: tokio::sync::Mutex::new(Applied { next, chain: None, coming, roster }),
         turn: tokio::sync::Mutex::new(()),
         stale,
         shelf: Default::default(),

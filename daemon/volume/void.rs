@@ -5,7 +5,7 @@
 //! a pure rule over the log.
 
 use super::Volume;
-use super::follow::{Applied, FollowError};
+use super::follow::FollowError;
 use mictlan::hash;
 use mictlan::id::{Ino, Label, Position, SessionId};
 use mictlan::ledger::record::body::Commit;
@@ -13,6 +13,8 @@ use mictlan::meta::cover;
 use mictlan::meta::key::Key;
 use mictlan::meta::tag::TagList;
 use mictlan::meta::tree::{NodeError, Read};
+use mictlan::meta::value::Value;
+use mictlan::meta::view::View;
 use mictlan::meta::write::WriteSet;
 use mictlan::seal::{self, KeyRing, Kind, Opened};
 use mictlan::wire::Followed;
@@ -59,7 +61,6 @@ impl Volume {
     /// The write set of another session's commit, or why it is void.
     pub(super) async fn open_payload(
         &self,
-        applied: &Applied,
         at: Position,
         commit: &Commit,
         entry: &Followed,
@@ -85,20 +86,16 @@ impl Volume {
             Ok(opened) => opened,
             Err(why) => return Ok(Err(why)),
         };
-        let owns = lineage(applied, commit.session);
         loop {
             let verdict = {
                 let core = self.core();
                 let missing = Cell::new(None);
                 let fresh = |ino: Ino| {
-                    let mine = ino.session().is_some_and(|session| owns.contains(&session));
-                    mine && match core.view.get(&Key::Inode(ino)) {
-                        Ok(there) => there.is_none(),
-                        Err(error) => {
-                            missing.set(Some(error));
-                            false
-                        }
-                    }
+                    let looked = may_begin(&core.view, commit.session, ino);
+                    looked.unwrap_or_else(|error| {
+                        missing.set(Some(error));
+                        false
+                    })
                 };
                 let links = &opened.header.links;
                 let verdict = cover::judge(&opened.plaintext, links, &tags, keys.tag_key(), fresh);
@@ -134,14 +131,16 @@ pub(super) fn open(ring: &KeyRing, commit: &Commit, sealed: &[u8]) -> Result<Ope
     }
 }
 
-/// The session and those that it succeeds.
-fn lineage(applied: &Applied, session: SessionId) -> HashSet<SessionId> {
-    let mut sessions = HashSet::from([session]);
-    let mut next = applied.succeeds.get(&session);
-    while let Some(earlier) = next
-        && sessions.insert(*earlier)
-    {
-        next = applied.succeeds.get(earlier);
+/// Whether an inode may begin in a commit of `session`: its number is the session's own, or of one
+/// whose place it took, and no inode has it.
+fn may_begin(view: &View, session: SessionId, ino: Ino) -> Result<bool, NodeError> {
+    let Some(granted) = ino.session() else { return Ok(false) };
+    let (mut of, mut seen) = (session, HashSet::new());
+    while of != granted {
+        match view.get(&Key::Heir(of))? {
+            Some(Value::Heir(earlier)) if seen.insert(earlier) => of = earlier,
+            _ => return Ok(false),
+        }
     }
-    sessions
+    Ok(view.get(&Key::Inode(ino))?.is_none())
 }

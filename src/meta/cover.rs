@@ -29,6 +29,7 @@
 //! | merge a counter | nothing: sums conflict with nobody |
 //! | put or delete a counter | void |
 //! | put or delete a setting | W attr(root) |
+//! | put or delete an heir | void: a fence does that |
 //! | any other range | void |
 //!
 //! Extents and attributes of an inode that the same payload puts need no tag: nobody else can
@@ -215,7 +216,7 @@ impl Cover<'_> {
 mod tests {
     use super::*;
     use crate::file::Extent;
-    use crate::id::Name;
+    use crate::id::{Name, SessionId};
     use crate::meta::inode::{FileKind, Inode, Stamp};
     use crate::meta::key::Span;
     use crate::meta::tag::Facts;
@@ -397,6 +398,12 @@ mod tests {
         check(|w| w.delete(Key::Inode(OLD)), &all, &[]);
         check(|w| w.put(Key::Orphan(OLD), Value::Orphan), &[Fact::Links(OLD)], &[]);
         check(|w| w.delete(Key::Orphan(OLD)), &[Fact::Links(OLD)], &[]);
+    }
+
+    #[test]
+    fn nobody_names_an_heir_but_a_fence() {
+        never(|w| w.put(Key::Heir(SessionId(2)), Value::Heir(SessionId(1))));
+        never(|w| w.delete(Key::Heir(SessionId(2))));
     }
 
     #[test]

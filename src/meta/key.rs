@@ -5,15 +5,15 @@
 //!
 //! ```text
 //! c number                       counter            e inode offset            extent
-//! d directory hash name          dirent             i inode                   inode
-//! o inode                        orphan             s number                  setting
-//! x inode name                   extended attribute
+//! d directory hash name          dirent             h session                 heir
+//! i inode                        inode              o inode                   orphan
+//! s number                       setting            x inode name              extended attribute
 //! ```
-//! The letter is one byte; inode, offset and hash are 8 bytes, big-endian.
+//! The letter is one byte; inode, offset and hash are 8 bytes, a session 4, big-endian.
 
 use crate::codec::{DecodeError, Reader};
 use crate::hash;
-use crate::id::{Ino, Name};
+use crate::id::{Ino, Name, SessionId};
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -44,6 +44,9 @@ pub enum Key {
         ino: Ino,
         offset: u64,
     },
+    /// A session that took another's place. It stands in the map because what a commit may make
+    /// depends on it, for those too who begin after the fence.
+    Heir(SessionId),
     Inode(Ino),
     /// An inode without a name, which waits for its last close.
     Orphan(Ino),
@@ -62,6 +65,7 @@ pub enum KeyKind {
     Counter,
     Dirent,
     Extent,
+    Heir,
     Inode,
     Orphan,
     Setting,
@@ -74,6 +78,7 @@ impl KeyKind {
             Self::Counter => b'c',
             Self::Dirent => b'd',
             Self::Extent => b'e',
+            Self::Heir => b'h',
             Self::Inode => b'i',
             Self::Orphan => b'o',
             Self::Setting => b's',
@@ -86,6 +91,7 @@ impl KeyKind {
             b'c' => Self::Counter,
             b'd' => Self::Dirent,
             b'e' => Self::Extent,
+            b'h' => Self::Heir,
             b'i' => Self::Inode,
             b'o' => Self::Orphan,
             b's' => Self::Setting,
@@ -101,6 +107,7 @@ impl Key {
             Self::Counter(_) => KeyKind::Counter,
             Self::Dirent { .. } => KeyKind::Dirent,
             Self::Extent { .. } => KeyKind::Extent,
+            Self::Heir(_) => KeyKind::Heir,
             Self::Inode(_) => KeyKind::Inode,
             Self::Orphan(_) => KeyKind::Orphan,
             Self::Setting(_) => KeyKind::Setting,
@@ -114,6 +121,7 @@ impl Key {
         match self {
             Self::Counter(n) | Self::Setting(n) => out.push(*n),
             Self::Inode(ino) | Self::Orphan(ino) => out.extend(ino.0.to_be_bytes()),
+            Self::Heir(session) => out.extend(session.0.to_be_bytes()),
             Self::Extent { ino, offset } => {
                 out.extend(ino.0.to_be_bytes());
                 out.extend(offset.to_be_bytes());
@@ -141,6 +149,7 @@ impl Key {
         let key = match KeyKind::of(input.u8("key")?)? {
             KeyKind::Counter => Self::Counter(input.u8("counter number")?),
             KeyKind::Setting => Self::Setting(input.u8("setting number")?),
+            KeyKind::Heir => Self::Heir(SessionId(u32::from_be_bytes(input.array("session")?))),
             KeyKind::Inode => Self::Inode(ino(&mut input)?),
             KeyKind::Orphan => Self::Orphan(ino(&mut input)?),
             KeyKind::Extent => Self::Extent { ino: ino(&mut input)?, offset: be64(&mut input)? },
@@ -194,6 +203,7 @@ impl Ord for Key {
         self.kind().cmp(&other.kind()).then_with(|| match (self, other) {
             (Self::Counter(a), Self::Counter(b)) | (Self::Setting(a), Self::Setting(b)) => a.cmp(b),
             (Self::Inode(a), Self::Inode(b)) | (Self::Orphan(a), Self::Orphan(b)) => a.cmp(b),
+            (Self::Heir(a), Self::Heir(b)) => a.cmp(b),
             (Self::Extent { ino: a, offset: x }, Self::Extent { ino: b, offset: y }) => {
                 (a, x).cmp(&(b, y))
             }
@@ -377,6 +387,7 @@ pub(crate) mod tests {
         prop_oneof![
             (0..3u8).prop_map(Key::Counter),
             (0..2u8).prop_map(Key::Setting),
+            (0..3u32).prop_map(|n| Key::Heir(SessionId(n << 7))),
             ino.clone().prop_map(Key::Inode),
             ino.clone().prop_map(Key::Orphan),
             (ino.clone(), 0..6u64).prop_map(|(ino, n)| Key::Extent { ino, offset: n * 300_000 }),
@@ -403,7 +414,7 @@ pub(crate) mod tests {
 
         #[test]
         fn whatever_decodes_is_what_encode_writes(
-            letter in "[cdeiosx]", rest in prop::collection::vec(0..4u8, 0..20),
+            letter in "[cdehiosx]", rest in prop::collection::vec(0..4u8, 0..20),
         ) {
             let bytes = [letter.as_bytes(), &rest].concat();
             if let Ok(key) = Key::decode(&bytes) {
@@ -417,11 +428,12 @@ pub(crate) mod tests {
         let zero = [0; 8];
         let one = 1u64.to_be_bytes();
         let three = 3u64.to_be_bytes();
-        let bad: [&[u8]; 9] = [
+        let bad: [&[u8]; 10] = [
             b"",
             b"a",
             b"c",
             b"c\x01\x02",
+            b"h\x00\x00\x01",
             &[b"i".as_slice(), &zero].concat(),
             &[b"i".as_slice(), &[0xff; 8]].concat(),
             &[b"d".as_slice(), &one, &one, b"name"].concat(),

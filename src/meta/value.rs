@@ -5,7 +5,7 @@
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::file::Extent;
-use crate::id::Ino;
+use crate::id::{Ino, SessionId};
 use crate::meta::inode::{FileKind, Inode};
 use crate::meta::key::{Key, KeyKind, checked_ino};
 
@@ -26,6 +26,8 @@ pub enum Value {
     Extent(Extent),
     Xattr(Box<[u8]>),
     Orphan,
+    /// The session whose place it took.
+    Heir(SessionId),
     Counter(i64),
     Setting(Box<[u8]>),
 }
@@ -39,6 +41,7 @@ impl Value {
             Self::Extent(_) => KeyKind::Extent,
             Self::Xattr(_) => KeyKind::Xattr,
             Self::Orphan => KeyKind::Orphan,
+            Self::Heir(_) => KeyKind::Heir,
             Self::Counter(_) => KeyKind::Counter,
             Self::Setting(_) => KeyKind::Setting,
         }
@@ -72,6 +75,9 @@ impl Value {
             Self::Orphan => {
                 out.u8(VERSION);
             }
+            Self::Heir(session) => {
+                out.u8(VERSION).u32(session.0);
+            }
             Self::Counter(n) => {
                 out.u8(VERSION).i64(*n);
             }
@@ -98,6 +104,7 @@ impl Value {
             KeyKind::Xattr => Self::Xattr(rest(&mut input, XATTR_VALUE_MAX)?),
             KeyKind::Setting => Self::Setting(rest(&mut input, SETTING_MAX)?),
             KeyKind::Orphan => Self::Orphan,
+            KeyKind::Heir => Self::Heir(SessionId(input.u32("session")?)),
             KeyKind::Counter => Self::Counter(input.i64("counter")?),
             KeyKind::Extent => unreachable!("answered above"),
         };
@@ -146,6 +153,7 @@ pub(crate) mod tests {
                     at: 7,
                     packed: None,
                 }),
+                Key::Heir(_) => Value::Heir(SessionId(n.into())),
                 Key::Inode(_) => Value::Inode(inode),
                 Key::Orphan(_) => Value::Orphan,
                 Key::Setting(_) => Value::Setting([n].into()),

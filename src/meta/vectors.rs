@@ -2,7 +2,7 @@
 
 use crate::file::Extent;
 use crate::hash;
-use crate::id::{ChunkId, Ino, Name};
+use crate::id::{ChunkId, Ino, Name, SessionId};
 use crate::meta::inode::{FileKind, Inode, InodeMerge, ModeChange, SizeChange, Stamp};
 use crate::meta::key::{Key, Span};
 use crate::meta::payload;
@@ -119,12 +119,18 @@ fn nodes() -> Vec<NewNode> {
     made
 }
 
+/// Not among the others: it is never part of a payload.
+fn heir() -> (Key, Value) {
+    (Key::Heir(SessionId(0x0102_0304)), Value::Heir(SessionId(7)))
+}
+
 fn good() -> Json {
     let pair = |(key, value): (Key, Value)| json!({ "key": hex::encode(&key.encode()[..]), "value": hex::encode(value.encode()) });
     let node = |new: NewNode| json!({ "identity": new.identity.to_hex(), "bytes": hex::encode(new.node.bytes()) });
     json!({
         "about": "identity key 01…, boundary key 02…, tag key 09…; a stand-in address is the BLAKE3 of a node's plaintext",
         "entries": entries().into_iter().map(pair).collect::<Vec<_>>(),
+        "heir": pair(heir()),
         "payload": hex::encode(payload::encode(&writes())),
         "tags": { "bytes": hex::encode(tags().encode()), "b3": hex::encode(tags().b3()) },
         "nodes": nodes().into_iter().map(node).collect::<Vec<_>>(),

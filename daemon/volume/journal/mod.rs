@@ -203,6 +203,10 @@ impl Left {
         Ok(found)
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Everything in it was taken over by the new session's journal or commits.
     pub fn remove(self) -> Result<(), JournalError> {
         remove_dir(&self.dir)
