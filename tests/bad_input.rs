@@ -2,10 +2,11 @@
 //! code of its kind, and changes nothing.
 
 use mictlan_tests::disk::{Disk, needs_root};
-use mictlan_tests::harness::{Home, output, program};
-use mictlan_tests::three::files;
+use mictlan_tests::harness::{DEADLINE, Home, output, program};
+use mictlan_tests::three::{addresses, files};
 use std::fs;
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -252,6 +253,42 @@ fn an_invite_is_good_once() {
         9,
         &["the invite was used; ask for another"],
     );
+}
+
+#[test]
+fn strangers_that_say_nothing_or_rubbish_keep_no_member_out_and_are_cut_off() {
+    let home = founded();
+    let address = addresses(1).remove(0);
+    home.start(&["serve", "--listen", &address], "serving");
+    let code = home.ok(&["invite", "--role", "reader"]);
+    let bob = Home::new();
+    bob.ok(&["join", code.trim(), "--name", "bob"]);
+    // More than may wait at a time; some begin a handshake and stop, some never begin.
+    let mut crowd: Vec<TcpStream> =
+        (0..200).map(|_| TcpStream::connect(&address).expect("it listens")).collect();
+    for stream in crowd.iter_mut().step_by(2) {
+        // The first bytes of a TLS record, and of nothing more.
+        let _ = stream.write_all(&[22, 3, 1, 2, 0, 1]);
+    }
+    let mut plain = TcpStream::connect(&address).expect("it listens");
+    plain.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    assert_eq!(bob.ok(&["ls", "/"]), "");
+    let mut answers = vec![cut_off(&mut plain)];
+    answers.extend(crowd.iter_mut().map(cut_off));
+    // An alert at most, which says nothing of who answers.
+    assert!(answers.iter().all(|answer| answer.len() <= 7), "{answers:?}");
+    assert_eq!(bob.ok(&["ls", "/"]), "");
+}
+
+/// What comes from a peer until it ends the connection, which it does by itself.
+fn cut_off(stream: &mut TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(DEADLINE)).expect("a time");
+    let mut said = Vec::new();
+    match stream.read_to_end(&mut said) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("it is held open for ever"),
+        // A reset is an end too.
+        _ => said,
+    }
 }
 
 #[test]
