@@ -5,6 +5,9 @@ use crate::link::{LinkError, Trouble};
 use mictlan::hash::address;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// Longer than a test.
+const FOR_EVER: Duration = Duration::from_secs(100_000);
+
 /// A member's call, which must go on working beside whatever a test does to the port.
 async fn a_member_is_served(host: &Host) {
     assert_eq!(within(host.link_of(3).head()).await.expect("a member is served"), HEAD);
@@ -71,7 +74,9 @@ async fn plain_http_and_rubbish_get_no_answer_but_an_alert() {
 
 #[tokio::test]
 async fn a_crowd_that_says_nothing_pushes_itself_out() {
-    let host = Host::with(1, Limits { waiting_max: 2, ..limits() }).await;
+    // Only by being pushed out can one go.
+    let limits = Limits { waiting_max: 2, handshake: FOR_EVER, ..limits() };
+    let host = Host::with(1, limits).await;
     let mut crowd = Vec::new();
     for _ in 0..5 {
         crowd.push(TcpStream::connect(host.address).await.expect("a listening peer"));
@@ -86,14 +91,17 @@ async fn a_crowd_that_says_nothing_pushes_itself_out() {
 #[tokio::test]
 async fn a_slow_handshake_and_a_slow_head_come_to_an_end() {
     let short = Duration::from_millis(50);
-    let limits = Limits { handshake: short, header: short, stranger: short, ..limits() };
-    let host = Host::with(1, limits).await;
+    let slow = Limits { handshake: short, header: short, stranger: FOR_EVER, ..limits() };
+    let host = Host::with(1, slow).await;
     let mut silent = TcpStream::connect(host.address).await.expect("a listening peer");
     assert_eq!(until_closed(&mut silent).await, b"", "no handshake");
     let mut member = host.shake_hands(3).await;
     member.write_all(b"GET /api/v4/head HT").await.expect("an open connection");
     let answer = until_closed(&mut member).await;
     assert!(!answer.starts_with(b"HTTP/1.1 200"), "half a head was answered");
+    // Whom nobody knows has to be done soon, whatever else it may take its time for.
+    let brief = Limits { header: FOR_EVER, stranger: short, ..limits() };
+    let host = Host::with(1, brief).await;
     let mut stranger = host.shake_hands(9).await;
     until_closed(&mut stranger).await;
 }
