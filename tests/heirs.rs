@@ -3,8 +3,8 @@
 use mictlan::id::SessionId;
 use mictlan_tests::forger;
 use mictlan_tests::harness::Home;
-use mictlan_tests::three::{Three, files, write_through};
-use std::fs;
+use mictlan_tests::three::{Three, files, noise, write_through};
+use std::fs::{self, File};
 use std::path::Path;
 
 /// What is made while nobody takes a commit: names, bytes, and bytes that were asked to be durable.
@@ -61,6 +61,25 @@ fn an_heir_that_dies_too_leaves_all_to_the_next_and_everybody_sees_it() {
     let other = bob.mount("mnt");
     assert_there(&other, "first", &bob);
     assert_eq!(fs::read(other.join("first-1/carol")).expect("there"), b"carol");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
+fn a_journal_that_has_all_the_bytes_waits_for_no_peer_that_is_away() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    three.peers.iter().for_each(|peer| peer.kill());
+    fs::write(dir.join("file"), noise(1, 100_000)).expect("acknowledged");
+    // It is sealed now, and the journal names a chunk that no peer has.
+    let again = File::options().write(true).open(dir.join("file")).expect("it is there");
+    let refused = again.sync_all().expect_err("no peer takes it");
+    assert_eq!(refused.raw_os_error(), Some(libc::ETIMEDOUT), "{refused}");
+    drop(again);
+    alice.kill_daemon(&dir);
+    three.peers[..2].iter().for_each(|peer| peer.serve_until("serving"));
+    let dir = alice.mount("mnt");
+    assert!(fs::read(dir.join("file")).expect("readable") == noise(1, 100_000), "{}", alice.log());
 }
 
 #[test]

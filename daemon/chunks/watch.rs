@@ -89,11 +89,9 @@ impl Chunks {
         Some(if free.len() <= copies { least } else { sum / copies as u64 })
     }
 
-    /// Which of `chunks` some peer has on disk.
-    ///
-    /// # Errors
-    /// When a peer could not be asked and some chunk was found nowhere else: it may be there.
-    pub async fn have(&self, chunks: Vec<ChunkId>) -> Result<HashSet<ChunkId>, LinkError> {
+    /// Which of `chunks` some peer has on disk, and why one could not be asked: what was not found
+    /// may be there.
+    pub async fn have(&self, chunks: Vec<ChunkId>) -> (HashSet<ChunkId>, Option<LinkError>) {
         let mut found = HashSet::new();
         let mut failed = None;
         for known in self.network.peers().iter().filter(|known| known.info.storage) {
@@ -112,10 +110,7 @@ impl Chunks {
                 }
             }
         }
-        match failed {
-            Some(error) if found.len() < chunks.len() => Err(error),
-            _ => Ok(found),
-        }
+        (found, failed)
     }
 
     /// Ends what is on the way, and makes copies that are owed as long as some can be made, but for

@@ -21,7 +21,7 @@
 mod choose;
 pub(super) mod keep;
 
-use self::choose::{Again, choose, chunks_of};
+use self::choose::{Again, choose, chunks_of, only_on_peers};
 use super::Volume;
 use super::epoch::Moved;
 use super::file::{OpenFile, What};
@@ -60,7 +60,7 @@ impl Volume {
             }
         }
         match refused {
-            Some(why) if done == 0 => Err(OpenError::Ledger(why)),
+            Some(why) if done == 0 => Err(OpenError::TakeOver(why)),
             refused => Ok(refused.is_none()),
         }
     }
@@ -129,7 +129,7 @@ impl Volume {
                     let why = format!("session {session} could not be fenced: {refusal}");
                     return match refusal {
                         Refusal::UnfitSuccessor { .. } => Ok(Fenced::NotByThis(why)),
-                        _ => Err(OpenError::Ledger(why)),
+                        _ => Err(OpenError::TakeOver(why)),
                     };
                 }
                 other => {
@@ -156,15 +156,22 @@ impl Volume {
         self.network.order(self.options.deadline, sign).await
     }
 
-    /// Which of the chunks that the journal's operations name are on the peers.
+    /// Which of the chunks that the journal's operations name are on the peers. One that cannot be
+    /// found while a peer is away counts as lost only if the journal has its bytes too.
     async fn durable_of(&self, left: &Left) -> Result<HashSet<ChunkId>, OpenError> {
         let named = left.entries.iter().flat_map(|(_, entry)| chunks_of(entry));
         let named: HashSet<ChunkId> = named.collect();
-        self.chunks.have(named.into_iter().collect()).await.map_err(|error| {
-            OpenError::Ledger(format!(
-                "the journal of an earlier mount waits until all peers can be asked: {error}"
-            ))
-        })
+        let (found, failed) = self.chunks.have(named.into_iter().collect()).await;
+        let nowhere_else = left.entries.iter().flat_map(|(_, entry)| only_on_peers(entry));
+        match failed {
+            Some(error) if nowhere_else.into_iter().any(|chunk| !found.contains(&chunk)) => {
+                Err(OpenError::TakeOver(format!(
+                    "it names chunks that a peer may have which cannot be asked ({error}): start \
+                     that peer, then mount again"
+                )))
+            }
+            _ => Ok(found),
+        }
     }
 
     /// What was sealed in an epoch that is over is sealed again, and on its peers, before a commit

@@ -69,6 +69,11 @@ pub enum OpenError {
     Unknown,
     #[error("the ledger is not what it should be: {0}")]
     Ledger(String),
+    #[error(
+        "the journal of an earlier mount cannot be taken over now: {0}; nothing is lost: it stays \
+         as it is, and the next mount tries again"
+    )]
+    TakeOver(String),
     #[error("the newest root of the volume cannot be read: {0}")]
     Root(String),
     #[error("fewer than a majority of the voters answer")]

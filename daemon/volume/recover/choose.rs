@@ -134,6 +134,12 @@ fn seals(entries: &[(Seq, Entry)]) -> HashMap<(Ino, bool), Vec<Seal>> {
     seals
 }
 
+/// The chunks of an operation whose bytes the journal does not have.
+pub(super) fn only_on_peers(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
+    let covered = matches!(entry, Entry::Op { covers: Some(_), .. });
+    chunks_of(entry).filter(move |_| !covered)
+}
+
 pub(super) fn chunks_of(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
     let op = match entry {
         Entry::Op { op, .. } => bytes_of(op),
