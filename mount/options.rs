@@ -22,7 +22,7 @@ pub struct Options {
     /// The principal whose key is used; `None` is the configured default.
     pub key: Option<Label>,
     pub read_only: bool,
-    /// A read-only mount that takes read leases instead of following at most 3 s behind.
+    /// A read-only mount that sees what others have closed, instead of following at most 3 s behind.
     pub coherent: bool,
     pub foreground: bool,
     /// `/ledger` is neither listed nor found.
@@ -126,6 +126,11 @@ impl Options {
     /// Takes one comma-separated list; later options win over earlier ones.
     pub fn parse(&mut self, list: &str) -> Result<(), OptionError> {
         list.split(',').filter(|option| !option.is_empty()).try_for_each(|one| self.option(one))
+    }
+
+    /// A mount that is not read-only sees what others have closed anyway.
+    pub fn is_coherent(&self) -> bool {
+        self.read_only && self.coherent
     }
 
     /// The first option in which `other` differs and that a mount keeps as long as it lasts.

@@ -31,7 +31,8 @@ pub struct MountArgs {
     /// [NETWORK[:VOLUME]] DIR
     #[arg(required = true, num_args = 1..=2, value_name = "[NETWORK[:VOLUME]] DIR")]
     what: Vec<OsString>,
-    /// Options as mount(8) writes them: -o ro,key=alice,memory=512M
+    /// Options as mount(8) writes them: -o ro,key=alice,memory=512M. A reader with -o ro,coherent sees
+    /// at once what others have closed; each look costs a question to the leader
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Stay in front.

@@ -27,6 +27,9 @@ pub struct Standing {
     pub network: String,
     pid: u32,
     pub troubles: Vec<Said>,
+    /// Other mounts are on the volume, so each change waits for its commit.
+    #[serde(default)]
+    pub beside_others: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,7 +67,7 @@ fn file(paths: &Paths, dir: &str) -> PathBuf {
 
 /// Says it first, before anybody is told that the mount answers.
 pub async fn begin(paths: &Paths, dir: &Path, network: NetworkId, volume: &Volume) {
-    if let Err(error) = write(paths, dir, network, volume.troubles()).await {
+    if let Err(error) = write(paths, dir, network, now(volume)).await {
         tracing::debug!(%error, "status is not told of this mount now");
     }
 }
@@ -73,10 +76,10 @@ pub async fn begin(paths: &Paths, dir: &Path, network: NetworkId, volume: &Volum
 pub async fn keep(paths: Paths, dir: PathBuf, network: NetworkId, volume: Arc<Volume>) {
     let mut last = None;
     loop {
-        let troubles = volume.troubles();
-        if last.as_ref() != Some(&troubles) {
-            match write(&paths, &dir, network, troubles.clone()).await {
-                Ok(()) => last = Some(troubles),
+        let now = now(&volume);
+        if last.as_ref() != Some(&now) {
+            match write(&paths, &dir, network, now.clone()).await {
+                Ok(()) => last = Some(now),
                 Err(error) => tracing::debug!(%error, "status is not told of this mount now"),
             }
         }
@@ -84,18 +87,24 @@ pub async fn keep(paths: Paths, dir: PathBuf, network: NetworkId, volume: Arc<Vo
     }
 }
 
+type Now = (Vec<Trouble>, bool);
+
+fn now(volume: &Volume) -> Now {
+    (volume.troubles(), volume.is_beside_others())
+}
+
 /// Not durable and not whole at every moment: it is worth nothing without the process.
 async fn write(
     paths: &Paths,
     dir: &Path,
     network: NetworkId,
-    troubles: Vec<Trouble>,
+    (troubles, beside_others): Now,
 ) -> std::io::Result<()> {
     let dir = dir.display().to_string();
     let path = file(paths, &dir);
     let troubles = troubles.into_iter().map(Said::from).collect();
     let network = network.to_string();
-    let standing = Standing { dir, network, pid: std::process::id(), troubles };
+    let standing = Standing { dir, network, pid: std::process::id(), troubles, beside_others };
     let bytes = serde_json::to_vec(&standing).expect("plain fields are JSON");
     tokio::fs::create_dir_all(files(paths)).await?;
     tokio::fs::write(path, bytes).await

@@ -8,6 +8,7 @@
 
 mod belief;
 mod caller;
+mod coherent;
 mod commit;
 mod conflict;
 mod copies;
@@ -95,6 +96,8 @@ pub struct Volume {
     credit: credit::Credit,
     /// `None` on a read-only mount.
     journal: Option<Journal>,
+    /// On a read-only mount that sees what others have closed.
+    coherent: Option<coherent::Coherent>,
     options: Options,
     /// Never held across an await. Taken after a file's `data`.
     core: Mutex<Core>,

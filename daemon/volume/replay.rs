@@ -206,6 +206,7 @@ impl Fold {
             belief: Belief::new(start.ledger.clone(), None),
             session: None,
             journal: None,
+            coherent: None,
         };
         let info = VolumeInfo { made, root: None, ..info.clone() };
         let (volume, _) = assemble(start, &info, held, ground)?;

@@ -8,7 +8,8 @@
 use super::Volume;
 use super::state::Mode;
 use crate::host::since_start;
-use mictlan::id::Position;
+use crate::network::CallError;
+use mictlan::id::{Position, SessionId};
 use mictlan::meta::error::FsError;
 use mictlan::wire::{
     Barrier, CloseSession, Heartbeat, HeartbeatReply, Lease, LeaseMode, LeaseUnit, Ticket,
@@ -55,7 +56,7 @@ impl Volume {
         }
     }
 
-    async fn heartbeat(&self) -> Result<HeartbeatReply, crate::network::CallError> {
+    async fn heartbeat(&self) -> Result<HeartbeatReply, CallError> {
         let release = match self.releasing.swap(false, Ordering::Relaxed) {
             true => vec![(LeaseUnit::Volume, Ticket(self.grant.load(Ordering::Relaxed)))],
             false => Vec::new(),
@@ -162,10 +163,27 @@ impl Volume {
         self.recalled.store(false, Ordering::Relaxed);
     }
 
+    pub(super) async fn close_session(&self, session: SessionId) -> Result<(), CallError> {
+        let close = CloseSession { volume: self.id, session, req: crate::host::ulid_bytes() };
+        let closed = self.network.voter(CONFIRM_WAIT, |link| {
+            let close = close.clone();
+            async move { link.close_session(close).await }
+        });
+        closed.await
+    }
+
+    /// Without the lease: each change waits for its commit.
+    pub fn is_beside_others(&self) -> bool {
+        self.mode() == Mode::Synchronous
+    }
+
     /// Before a question is answered: under the lease and on a read-only mount at once, otherwise
     /// when everything that others have closed is seen.
     pub(super) async fn fresh(&self) -> Result<(), FsError> {
         self.believed()?;
+        if let Some(coherent) = &self.coherent {
+            return self.look(coherent).await;
+        }
         if self.mode() != Mode::Synchronous {
             return Ok(());
         }
@@ -201,8 +219,8 @@ impl Volume {
     pub(super) fn lifetime(&self) -> Duration {
         match self.core().session.mode {
             Mode::Leased { until } => LIFETIME.min(until.saturating_duration_since(Instant::now())),
-            Mode::Reader => LIFETIME,
-            Mode::Synchronous | Mode::Lost => Duration::ZERO,
+            Mode::Reader if self.coherent.is_none() => LIFETIME,
+            Mode::Reader | Mode::Synchronous | Mode::Lost => Duration::ZERO,
         }
     }
 
@@ -216,14 +234,9 @@ impl Volume {
         self.chunks.settle(LAST_COPIES_WAIT).await;
         self.ending.store(true, Ordering::Relaxed);
         self.work.notify_one();
-        let close = {
-            let core = self.core();
-            CloseSession {
-                volume: self.id,
-                session: core.session.id,
-                req: crate::host::ulid_bytes(),
-            }
-        };
+        if let Some(coherent) = &self.coherent {
+            self.end_coherent(coherent).await;
+        }
         if self.core().session.mode == Mode::Reader {
             return Ok(());
         }
@@ -232,14 +245,8 @@ impl Volume {
         if let Some(Err(error)) = self.journal.as_ref().map(|journal| journal.remove()) {
             tracing::warn!(%error, "an empty journal is left behind");
         }
-        let closed = self
-            .network
-            .voter(CONFIRM_WAIT, |link| {
-                let close = close.clone();
-                async move { link.close_session(close).await }
-            })
-            .await;
-        if let Err(error) = closed {
+        let session = self.core().session.id;
+        if let Err(error) = self.close_session(session).await {
             tracing::debug!(%error, "the session is left to be fenced");
         }
         Ok(())

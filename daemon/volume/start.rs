@@ -5,6 +5,7 @@
 //! what an earlier mount of this host left in its journal is in order again.
 
 use super::belief::Belief;
+use super::coherent::Coherent;
 use super::follow::Applied;
 use super::journal::{About, Journal, JournalError, Left};
 use super::nodes::empty_tree;
@@ -76,7 +77,10 @@ pub enum OpenError {
     TakeOver(String),
     #[error("the newest root of the volume cannot be read: {0}")]
     Root(String),
-    #[error("fewer than a majority of the voters answer")]
+    #[error(
+        "fewer than a majority of the voters answer: start the silent ones (mictlan serve), or \
+         mount without `coherent`"
+    )]
     NoQuorum,
     #[error(
         "fewer than a majority of the voters answer, and no state of the volume can be proved \
@@ -103,11 +107,12 @@ type Up = (Arc<Volume>, mpsc::UnboundedReceiver<Stale>);
 
 impl Volume {
     /// Brings the volume up. The receiver gets what the kernel must forget. Without a majority of
-    /// the voters it comes up read-only, as far as a checkpoint proves it.
+    /// the voters it comes up read-only, as far as a checkpoint proves it, unless it is to show
+    /// nothing older than what others have closed.
     pub async fn open(start: Start) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
         loop {
             let brought_up = match Self::bring_up(&start, None).await {
-                Err(OpenError::NoQuorum) => {
+                Err(OpenError::NoQuorum) if !start.options.is_coherent() => {
                     let seen = quorum::proven(&start.ledger).await?;
                     Self::bring_up(&start, Some(seen)).await?
                 }
@@ -138,15 +143,13 @@ impl Volume {
             belief.applied(root.record, leaf, false);
         }
         let (tree, position) = newest_tree(start, &info, &held).await?;
-        let session = match start.options.read_only || proven.is_some() {
-            true => None,
-            false => Some(open_session(start, info.id).await?),
+        let Seat { session, journal, coherent, left } = match proven {
+            Some(_) => Seat::default(),
+            None => Seat::take(start, info.id).await?,
         };
-        let left = if session.is_some() { leftovers(start, info.id)? } else { Vec::new() };
-        let about = session.map(|session| About { volume: info.id, session });
-        let journal = about.map(|about| new_journal(start, about)).transpose()?;
         // The records from there on change the roster once more, in order.
-        let ground = Ground { tree, position, next, roster: before, belief, session, journal };
+        let roster = before;
+        let ground = Ground { tree, position, next, roster, belief, session, journal, coherent };
         let (volume, stale_receiver) = assemble(start, &info, held, ground)?;
         match &proven {
             Some(seen) => volume.prove(seen).await?,
@@ -177,6 +180,8 @@ impl Volume {
             self.own_root().await;
             tokio::spawn(self.clone().reap_left_behind());
             tokio::spawn(self.clone().snapshots());
+        } else {
+            tokio::spawn(self.clone().close_left(left));
         }
         Ok(true)
     }
@@ -188,7 +193,7 @@ impl Volume {
         match quorum::or_none(&self.network, self.catch_up(deadline)).await {
             Some(Ok(())) => {}
             // With a session a quorum was there a moment ago.
-            Some(Err(FsError::TimedOut)) if self.journal.is_none() => {
+            Some(Err(FsError::TimedOut)) if self.core().session.id.0 == 0 => {
                 return Err(OpenError::NoQuorum);
             }
             Some(Err(error)) => return Err(error.into()),
@@ -257,6 +262,33 @@ pub(super) struct Ground {
     pub belief: Belief,
     pub session: Option<SessionId>,
     pub journal: Option<Journal>,
+    pub coherent: Option<Coherent>,
+}
+
+/// A place among the sessions of a volume, if the mount takes one.
+#[derive(Default)]
+struct Seat {
+    session: Option<SessionId>,
+    journal: Option<Journal>,
+    coherent: Option<Coherent>,
+    /// Of earlier mounts of the same kind.
+    left: Vec<Left>,
+}
+
+impl Seat {
+    async fn take(start: &Start, volume: VolumeId) -> Opening<Self> {
+        if start.options.read_only && !start.options.coherent {
+            return Ok(Self::default());
+        }
+        let session = open_session(start, volume).await?;
+        let (about, session) = (About { volume, session }, Some(session));
+        if start.options.is_coherent() {
+            let (coherent, left) = Coherent::begin(start, about)?;
+            return Ok(Self { session, coherent: Some(coherent), left, journal: None });
+        }
+        let left = leftovers(start, volume)?;
+        Ok(Self { session, journal: Some(new_journal(start, about)?), left, coherent: None })
+    }
 }
 
 /// A volume that nothing was applied to yet, and that nobody works for. The receiver gets what the
@@ -268,7 +300,8 @@ pub(super) fn assemble(
     ground: Ground,
 ) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
     let Held { actor, origin, ring, coming, keys, nodes } = held;
-    let Ground { tree, position, next, roster, belief, session, journal } = ground;
+    let Ground { tree, position, next, roster, belief, session, journal, coherent } = ground;
+    let mode = if journal.is_some() { Mode::Synchronous } else { Mode::Reader };
     let epoch = ring.current().epoch();
     let (stale, stale_receiver) = mpsc::unbounded_channel();
     let volume = Arc::new(Volume {
@@ -291,8 +324,9 @@ pub(super) fn assemble(
         credit: Default::default(),
         budget: Budget::new(start.options.memory_bytes * 2 / 5),
         journal,
+        coherent,
         options: start.options.clone(),
-        core: Mutex::new(core(tree, position, session, epoch)),
+        core: Mutex::new(core(tree, position, mode, session.unwrap_or_default(), epoch)),
         progress: watch::Sender::new(Progress::new(next)),
         work: Notify::new(),
         applying: tokio::sync::Mutex::new(Applied { next, chain: None, coming, roster }),
@@ -323,13 +357,12 @@ fn spill(start: &Start) -> Opening<Spill> {
     Ok(Spill::new(start.spilled.clone(), bytes_max.min(OVERLAY_MAX))?)
 }
 
-fn core(tree: Tree, position: Position, session: Option<SessionId>, epoch: Epoch) -> Core {
-    let mode = if session.is_some() { Mode::Synchronous } else { Mode::Reader };
+fn core(tree: Tree, position: Position, mode: Mode, session: SessionId, epoch: Epoch) -> Core {
     Core {
         view: View::new(tree, position),
         files: HashMap::new(),
         session: Session {
-            id: session.unwrap_or_default(),
+            id: session,
             attempt: Attempt(1),
             n: 1,
             attempt_ended: false,

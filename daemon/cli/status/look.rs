@@ -189,7 +189,9 @@ pub fn mounts(paths: &Paths, config: &Config) -> Vec<MountLine> {
         let network = Label::parse(source.split_once(':')?.0)?;
         let id = config.networks.get(&network).filter(|_| is_fuse)?.id.to_string();
         let is_ours = standing::last_of(paths, &dir).is_some_and(|said| said.network == id);
-        is_ours.then_some(MountLine { dir, source })
+        let said = standing::of(paths, &dir);
+        let beside_others = said.is_some_and(|said| said.beside_others);
+        is_ours.then_some(MountLine { dir, source, beside_others })
     };
     table.split(|byte| *byte == b'\n').filter_map(mount).collect()
 }

@@ -121,6 +121,8 @@ pub struct VolumeLine {
 pub struct MountLine {
     pub dir: String,
     pub source: String,
+    /// Other mounts are on the volume, so each of its changes waits for a commit.
+    pub beside_others: bool,
 }
 
 #[derive(Serialize)]

@@ -21,7 +21,11 @@ pub fn status(report: &Report, as_json: bool) {
         println!("  peer {:<4} {:<7} {}", peer.id, role(peer), room(peer));
     }
     for mount in &report.mounts {
-        println!("  mount     {} on {}", mount.source, mount.dir);
+        let beside = match mount.beside_others {
+            true => ", beside others: each change waits for its commit",
+            false => "",
+        };
+        println!("  mount     {} on {}{beside}", mount.source, mount.dir);
     }
     for problem in &report.problems {
         println!("{} [{}] {}", if problem.severe { "!" } else { "-" }, problem.code, problem.what);
