@@ -29,13 +29,6 @@ fn errno<T>(done: std::io::Result<T>) -> Option<i32> {
     done.err().and_then(|error| error.raw_os_error())
 }
 
-/// Whether `status` says that each change of this home's mount waits for others.
-fn beside_others(home: &Home) -> bool {
-    let report = home.run(&["status", "--json"]).stdout;
-    let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
-    report["mounts"][0]["beside_others"].as_bool().expect("a mount")
-}
-
 /// What says on the reader's disk that sessions are open.
 fn notes(home: &Home) -> Vec<PathBuf> {
     let below = |dir: PathBuf| {
@@ -84,9 +77,9 @@ fn a_coherent_reader_slows_a_writer_only_while_it_looks() {
     fs::write(dir.join("file"), b"before").expect("written");
     wait_until("status says that the writer waits for others", || {
         assert_eq!(fs::read(seen.join("file")).expect("there"), b"before");
-        beside_others(&alice)
+        alice.is_beside_others()
     });
-    wait_until("nobody looks, and it has its lease back", || !beside_others(&alice));
+    wait_until("nobody looks, and it has its lease back", || !alice.is_beside_others());
     fs::write(dir.join("file"), b"behind a lease").expect("written");
     assert_eq!(fs::read(seen.join("file")).expect("there"), b"behind a lease");
     let left = notes(&bob);

@@ -138,6 +138,14 @@ impl Home {
         find_daemon(dir).unwrap_or_else(|| panic!("no daemon has {}{}", dir.display(), self.log()))
     }
 
+    /// Whether `status` says that each change of this home's only mount waits for others; so it is
+    /// too for a moment after a mount.
+    pub fn is_beside_others(&self) -> bool {
+        let report = self.run(&["status", "--json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+        report["mounts"][0]["beside_others"].as_bool().expect("a mount")
+    }
+
     /// Unmounts and waits until the daemon has ended, so that everything is committed.
     pub fn unmount(&self, dir: &Path) {
         let daemon = self.daemon_of(dir);

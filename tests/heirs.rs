@@ -2,10 +2,11 @@
 
 use mictlan::id::SessionId;
 use mictlan_tests::forger;
-use mictlan_tests::harness::Home;
+use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Three, files, noise, write_through};
 use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 
 /// What is made while nobody takes a commit: names, bytes, and bytes that were asked to be durable.
 fn work_without_peers(dir: &Path, word: &str) {
@@ -40,6 +41,7 @@ fn an_heir_that_dies_too_leaves_all_to_the_next_and_everybody_sees_it() {
     let three = Three::start();
     let (alice, bob, carol) = (three.user("alice"), three.user("bob"), three.user("carol"));
     let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    wait_until("the mount is alone on the volume", || !alice.is_beside_others());
     three.peers.iter().for_each(|peer| peer.kill());
     work_without_peers(&dir, "first");
     alice.kill_daemon(&dir);
@@ -64,11 +66,52 @@ fn an_heir_that_dies_too_leaves_all_to_the_next_and_everybody_sees_it() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a program's own rename and fsync are tested")]
+fn what_an_heir_had_committed_when_it_died_is_not_made_again() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    let dir = alice.mount("mnt");
+    wait_until("the mount is alone on the volume", || !alice.is_beside_others());
+    three.peers.iter().for_each(|peer| peer.kill());
+    fs::write(dir.join("new"), b"saved").expect("acknowledged");
+    fs::rename(dir.join("new"), dir.join("name")).expect("acknowledged");
+    alice.kill_daemon(&dir);
+    let journals = alice.path().join("home/state/journals");
+    let kept = alice.path().join("kept");
+    copy(&journals, &kept);
+    three.peers.iter().for_each(|peer| peer.serve_until("serving"));
+    let dir = alice.mount("mnt");
+    fs::write(dir.join("later"), b"later").expect("written");
+    File::open(&dir).and_then(|root| root.sync_all()).expect("all is committed");
+    alice.kill_daemon(&dir);
+    // As if it had died a moment earlier: the journal that it took over is still there.
+    copy(&kept, &journals);
+    let dir = alice.mount("mnt");
+    let other = bob.mount("mnt");
+    for (dir, who) in [(&dir, &alice), (&other, &bob)] {
+        assert_eq!(fs::read(dir.join("name")).expect("there"), b"saved", "{}", who.log());
+        assert_eq!(fs::read(dir.join("later")).expect("there"), b"later", "{}", who.log());
+        assert!(!dir.join("new").exists(), "{}", who.log());
+        assert!(!who.log().contains("it is void"), "{}", who.log());
+    }
+    alice.unmount(&dir);
+    fs::write(other.join("after"), b"after").expect("they agree on what there is");
+}
+
+/// What is in `from` is in `to` too.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    let done = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
+    assert!(done.expect("cp is there").success());
+}
+
+#[test]
 #[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
 fn a_journal_that_has_all_the_bytes_waits_for_no_peer_that_is_away() {
     let three = Three::start();
     let alice = three.user("alice");
     let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    wait_until("the mount is alone on the volume", || !alice.is_beside_others());
     three.peers.iter().for_each(|peer| peer.kill());
     fs::write(dir.join("file"), noise(1, 100_000)).expect("acknowledged");
     // It is sealed now, and the journal names a chunk that no peer has.

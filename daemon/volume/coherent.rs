@@ -9,12 +9,17 @@
 use super::Volume;
 use super::journal::{About, Journal, Left};
 use super::start::{Opening, Start};
+use crate::network::CallError;
 use mictlan::id::VolumeId;
 use mictlan::meta::error::FsError;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
+
+/// Before a voter is asked again to close a killed mount's session.
+const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Coherent {
     /// How many questions were sent.
@@ -68,9 +73,19 @@ impl Volume {
     pub(super) async fn close_left(self: Arc<Self>, left: Vec<Left>) {
         for left in left {
             let session = left.about.session;
-            let closed = self.close_session(session).await;
-            let removed = closed.map(|()| left.remove());
-            tracing::debug!(%session, ?removed, "the session of a killed mount");
+            while let Err(error) = self.close_session(session).await {
+                tracing::debug!(%session, %error, "the session of a killed mount stays open");
+                if self.ending.load(Ordering::Relaxed) {
+                    return;
+                }
+                if matches!(error, CallError::Refused(_)) {
+                    break;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            if let Err(error) = left.remove() {
+                tracing::debug!(%session, %error, "a note of a killed mount stays");
+            }
         }
     }
 

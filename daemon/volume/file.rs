@@ -102,6 +102,25 @@ impl OpenFile {
         Self { ino, order: Arc::default(), data: Mutex::new(FileData::default()) }
     }
 
+    /// What was taken and has no place yet waits again, under what was written since.
+    pub fn put_back(&self) {
+        let mut data = self.data();
+        for (offset, bytes) in std::mem::take(&mut data.sealing) {
+            let end = offset + bytes.len() as u64;
+            for gap in data.dirty.gaps(offset..end) {
+                let (from, to) = ((gap.start - offset) as usize, (gap.end - offset) as usize);
+                data.dirty.write(gap.start, &bytes[from..to]);
+                data.unjournaled.push(gap);
+            }
+        }
+        let sealing = data.journaled_sealing.take();
+        data.journaled = data.journaled.into_iter().chain(sealing).min();
+        data.tail.put_back();
+        if data.waiting_bytes() > 0 {
+            data.since.get_or_insert_with(tokio::time::Instant::now);
+        }
+    }
+
     /// Never held across an await.
     pub fn data(&self) -> MutexGuard<'_, FileData> {
         self.data.lock().expect("nothing panics while a file is locked")

@@ -253,7 +253,7 @@ impl Volume {
                 let by = line.p.actor_label();
                 self.apply_commit(at, &by, commit, &entry).await?;
             }
-            Body::Root(root) if root.volume == self.id => {
+            Body::Root(root) if root.volume == self.id && root.position < at => {
                 self.skip(at);
                 self.named.add(Claim::of(at, line.p.actor_label(), root));
             }
@@ -358,6 +358,12 @@ impl Volume {
         let of_files = files.iter().filter_map(|file| file.data().floor()).min();
         let of_batches = self.core().queue.iter().map(|batch| batch.floor).min();
         next.into_iter().chain(of_files).chain(of_batches).min()
+    }
+
+    /// Whether something acknowledged is in the journal alone.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
+        !self.core().queue.is_empty() || files.iter().any(|file| file.data().floor().is_some())
     }
 
     fn committed(&self, until: Seq, floor: Option<Seq>) {

@@ -8,8 +8,9 @@
 //!    mount is told who was named, and fences that one, naming itself);
 //! 2. its entries after the last accepted request are placed again, into this session's journal
 //!    (crash: both journals are there; the second replay finds what this session committed);
-//! 3. they are committed (crash: the old journal is replayed once more; what it asks for is there
-//!    already and changes nothing);
+//! 3. they are committed (crash: the old journal is replayed once more; what it made is there and
+//!    is not made again, bytes at their places are written once more, appended ones are appended
+//!    once more, and a name that went meanwhile is a refused operation);
 //! 4. the old journal is removed.
 //!
 //! A session can take one other's place, and with that the places which that one took. Journals of
@@ -49,14 +50,24 @@ enum Fenced {
     NotByThis(String),
 }
 
+/// What became of a journal.
+enum Taken {
+    Over,
+    /// It stays for somebody to look at.
+    NotAtAll,
+    /// Another session can do it.
+    NotByThis(String),
+}
+
 impl Volume {
     /// Whether that was all of them. If not, another session goes on: each one does at least one.
     pub(super) async fn recover(self: &Arc<Self>, left: Vec<Left>) -> Result<bool, OpenError> {
         let (mut done, mut refused) = (0, None);
         for left in left {
             match self.recover_one(left).await? {
-                None => done += 1,
-                Some(why) => refused = Some(why),
+                Taken::Over => done += 1,
+                Taken::NotAtAll => {}
+                Taken::NotByThis(why) => refused = Some(why),
             }
         }
         match refused {
@@ -65,8 +76,7 @@ impl Volume {
         }
     }
 
-    /// Why it cannot be done by this session, if that is so.
-    async fn recover_one(self: &Arc<Self>, left: Left) -> Result<Option<String>, OpenError> {
+    async fn recover_one(self: &Arc<Self>, left: Left) -> Result<Taken, OpenError> {
         let session = left.about.session;
         if left.unread_bytes > 0 {
             tracing::warn!(%session, bytes = left.unread_bytes,
@@ -75,19 +85,19 @@ impl Volume {
         }
         if left.entries.is_empty() {
             left.remove()?;
-            return Ok(None);
+            return Ok(Taken::Over);
         }
         // First, because it can fail: then nobody was named as an heir in vain.
         let durable = self.durable_of(&left).await?;
         let last = match self.fence(session).await? {
             Fenced::Now(last) => last, // step 1
-            Fenced::NotByThis(why) => return Ok(Some(why)),
+            Fenced::NotByThis(why) => return Ok(Taken::NotByThis(why)),
             Fenced::Forgotten => {
                 tracing::warn!(%session, dir = %left.dir().display(),
                     "the network does not know any more what this journal's mount had committed: \
                      it stays as it is, and nothing of it is done again; what it names may be in \
                      the volume already. Move the directory away when it is not needed");
-                return Ok(None);
+                return Ok(Taken::NotAtAll);
             }
         };
         let again = choose(&left.entries, last, &durable);
@@ -104,7 +114,7 @@ impl Volume {
             tracing::info!(%session, count, "what an earlier mount had not committed is committed");
         }
         left.remove()?; // step 4
-        Ok(None)
+        Ok(Taken::Over)
     }
 
     /// Ends the old session in favour of this one: the last request of it that was accepted. An
@@ -124,7 +134,9 @@ impl Volume {
                     session = heir;
                 }
                 Outcome::Refused(Refusal::Fenced { at, .. }) => break at,
-                Outcome::Refused(Refusal::SessionEnded { .. }) => return Ok(Fenced::Forgotten),
+                Outcome::Refused(Refusal::SessionEnded { session: ended }) if ended != own => {
+                    return Ok(Fenced::Forgotten);
+                }
                 Outcome::Refused(refusal) => {
                     let why = format!("session {session} could not be fenced: {refusal}");
                     return match refusal {
@@ -190,6 +202,8 @@ impl Volume {
 
     async fn place_again(self: &Arc<Self>, again: Again) -> Result<(), FsError> {
         match again {
+            // An heir that died later than its commit made it; another name for it must not begin.
+            Again::Op(_, Op::Make(make)) if self.inode(make.ino).await.is_ok() => Ok(()),
             Again::Op(now, op) => {
                 self.bytes_before(now, &op).await?;
                 match self.place(&op, now, Under::Certification).await {

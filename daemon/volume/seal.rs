@@ -49,7 +49,17 @@ struct Packed {
     /// The most that any of these files asks for.
     copies: Option<Copies>,
     /// Held from taking to placing.
-    orders: Vec<OwnedMutexGuard<()>>,
+    orders: Vec<(PutBack, OwnedMutexGuard<()>)>,
+}
+
+/// While bytes of the file are taken and its order is held. What has no place yet when this goes
+/// waits again: after a failure, and where nobody waits for the sealing any more.
+struct PutBack(Arc<OpenFile>);
+
+impl Drop for PutBack {
+    fn drop(&mut self) {
+        self.0.put_back();
+    }
 }
 
 /// One file's bytes between `dirty` and the view.
@@ -70,15 +80,11 @@ impl Volume {
     /// Seals one file's bytes, each piece as chunks of its own. The caller holds `file.order`.
     pub(super) async fn seal_file(&self, file: &Arc<OpenFile>, what: What) -> Result<(), FsError> {
         let copies = self.copies_for(file.ino).await?;
+        let _taken = PutBack(file.clone());
         loop {
             let Some(taken) = self.take(file, what, u64::MAX)? else { return Ok(()) };
-            match self.seal_taken(&taken, copies) {
-                Ok((extents, puts)) => self.put_into_view(taken, extents, puts).await?,
-                Err(error) => {
-                    self.put_back(file);
-                    return Err(error);
-                }
-            }
+            let (extents, puts) = self.seal_taken(&taken, copies)?;
+            self.put_into_view(taken, extents, puts).await?;
         }
     }
 
@@ -107,15 +113,13 @@ impl Volume {
     }
 
     /// Seals the small dirty bytes of many files together.
-    pub(super) async fn seal_small(&self, due: Vec<Arc<OpenFile>>) -> Result<(), FsError> {
+    pub(super) async fn seal_small(&self, mut due: Vec<Arc<OpenFile>>) -> Result<(), FsError> {
+        // One order for all, because two may hold the orders of many files at once.
+        due.sort_unstable_by_key(|file| file.ino);
         let mut pack = Pack::new(PACK_BYTES, self.codec());
         let (mut packed, mut homes) = (Packed::default(), Homes::default());
         for file in due {
-            let done = self.seal_or_pack(&file, &mut pack, &mut packed, &mut homes).await;
-            if let Err(error) = done {
-                packed.taken.iter().for_each(|(taken, _)| self.put_back(&taken.file));
-                return Err(error);
-            }
+            self.seal_or_pack(&file, &mut pack, &mut packed, &mut homes).await?;
         }
         self.place_pack(pack, packed).await
     }
@@ -143,7 +147,7 @@ impl Volume {
         }
         packed.copies = packed.copies.max(Some(copies));
         // Until all of it is placed, nobody else may take from this file.
-        packed.orders.push(order);
+        packed.orders.push((PutBack(file.clone()), order));
         // What was written at its place first, then what was appended behind it. More that is
         // written meanwhile waits for the next time.
         for what in [What::Everything, What::Tail] {
@@ -167,11 +171,7 @@ impl Volume {
     async fn place_pack(&self, pack: Pack, packed: Packed) -> Result<(), FsError> {
         let Packed { taken, copies, orders } = packed;
         let Some(copies) = copies.filter(|_| !taken.is_empty()) else { return Ok(()) };
-        let files: Vec<Arc<OpenFile>> = taken.iter().map(|(t, _)| t.file.clone()).collect();
         let placed = self.try_place_pack(pack, copies, taken).await;
-        if placed.is_err() {
-            files.iter().for_each(|file| self.put_back(file));
-        }
         drop(orders);
         placed
     }
@@ -281,7 +281,7 @@ impl Volume {
                 Ok(Some(Wait::Replan)) => self.replanned().await,
                 Ok(Some(Wait::Seal)) => {
                     // It waits again like what was just written; who wants it out takes it again.
-                    self.put_back(&file);
+                    file.put_back();
                     return Ok(());
                 }
                 // Unlinked, and nobody has it open any more: the bytes have nowhere to go.
@@ -294,10 +294,7 @@ impl Volume {
                 }
                 Err(error) => Err(error),
             };
-            if let Err(error) = wait {
-                self.put_back(&file);
-                return Err(error);
-            }
+            wait?;
         }
     }
 
@@ -337,25 +334,6 @@ impl Volume {
             data.dirty_placed();
         }
         Ok(None)
-    }
-
-    /// After a failure: what was taken waits again, under what was written since.
-    fn put_back(&self, file: &OpenFile) {
-        let mut data = file.data();
-        for (offset, bytes) in std::mem::take(&mut data.sealing) {
-            let end = offset + bytes.len() as u64;
-            for gap in data.dirty.gaps(offset..end) {
-                let (from, to) = ((gap.start - offset) as usize, (gap.end - offset) as usize);
-                data.dirty.write(gap.start, &bytes[from..to]);
-                data.unjournaled.push(gap);
-            }
-        }
-        let sealing = data.journaled_sealing.take();
-        data.journaled = data.journaled.into_iter().chain(sealing).min();
-        data.tail.put_back();
-        if data.waiting_bytes() > 0 {
-            data.since.get_or_insert_with(tokio::time::Instant::now);
-        }
     }
 
     /// Content-defined pieces of at most 4 MiB.

@@ -230,6 +230,10 @@ impl Volume {
         // If that fails, the session stays open: the next mount fences it and takes its journal
         // over.
         self.flush(self.options.deadline).await?;
+        // Whatever the reason: a journal that somebody needs is not removed.
+        if self.has_uncommitted() {
+            return Err(FsError::TimedOut);
+        }
         self.last_snapshot().await;
         self.chunks.settle(LAST_COPIES_WAIT).await;
         self.ending.store(true, Ordering::Relaxed);

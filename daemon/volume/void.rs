@@ -12,7 +12,7 @@ use mictlan::ledger::record::body::Commit;
 use mictlan::meta::cover;
 use mictlan::meta::key::Key;
 use mictlan::meta::tag::TagList;
-use mictlan::meta::tree::{NodeError, Read};
+use mictlan::meta::tree::NodeError;
 use mictlan::meta::value::Value;
 use mictlan::meta::view::View;
 use mictlan::meta::write::WriteSet;
@@ -132,15 +132,16 @@ pub(super) fn open(ring: &KeyRing, commit: &Commit, sealed: &[u8]) -> Result<Ope
 }
 
 /// Whether an inode may begin in a commit of `session`: its number is the session's own, or of one
-/// whose place it took, and no inode has it.
+/// whose place it took, and no inode has it. What was not committed from here must not matter: it
+/// is the same question for everybody.
 fn may_begin(view: &View, session: SessionId, ino: Ino) -> Result<bool, NodeError> {
     let Some(granted) = ino.session() else { return Ok(false) };
     let (mut of, mut seen) = (session, HashSet::new());
     while of != granted {
-        match view.get(&Key::Heir(of))? {
+        match view.committed(&Key::Heir(of))? {
             Some(Value::Heir(earlier)) if seen.insert(earlier) => of = earlier,
             _ => return Ok(false),
         }
     }
-    Ok(view.get(&Key::Inode(ino))?.is_none())
+    Ok(view.committed(&Key::Inode(ino))?.is_none())
 }
