@@ -31,7 +31,7 @@ use super::local::Under;
 use super::start::OpenError;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::Outcome;
-use mictlan::id::{Attempt, ChunkId, Epoch, Position, SessionId};
+use mictlan::id::{Attempt, ChunkId, Epoch, Ino, Position, SessionId};
 use mictlan::ledger::record::body::{Body, Fence};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
@@ -203,7 +203,7 @@ impl Volume {
     async fn place_again(self: &Arc<Self>, again: Again) -> Result<(), FsError> {
         match again {
             // An heir that died later than its commit made it; another name for it must not begin.
-            Again::Op(_, Op::Make(make)) if self.inode(make.ino).await.is_ok() => Ok(()),
+            Again::Op(_, Op::Make(make)) if self.is_there(make.ino).await? => Ok(()),
             Again::Op(now, op) => {
                 self.bytes_before(now, &op).await?;
                 match self.place(&op, now, Under::Certification).await {
@@ -214,8 +214,8 @@ impl Volume {
             }
             Again::Data { ino, place, mtime, kill_priv, bytes } => {
                 let under = Under::Certification;
-                let gone = self.inode(ino).await.is_err();
-                let ino = if gone { self.file_for_bytes(ino, mtime, under).await? } else { ino };
+                let there = self.is_there(ino).await?;
+                let ino = if there { ino } else { self.file_for_bytes(ino, mtime, under).await? };
                 let charge = self.budget.charge(bytes.len()).await;
                 let file = self.core().file(ino);
                 match place {
@@ -229,6 +229,15 @@ impl Volume {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Whether there is such an inode. Where that cannot be known now, nothing is decided.
+    async fn is_there(&self, ino: Ino) -> Result<bool, FsError> {
+        match self.inode(ino).await {
+            Ok(_) => Ok(true),
+            Err(FsError::Stale) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
