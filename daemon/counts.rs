@@ -107,6 +107,11 @@ impl Counts {
         self.chunk_reads.get_or_create(&Result { result }).inc();
     }
 
+    /// A mount wanted a part of a chunk, and asked a peer for no more than the frames that hold it.
+    pub fn chunk_read_in_part(&self) {
+        self.chunk_reads.get_or_create(&Result { result: "part" }).inc();
+    }
+
     pub fn file_read(&self, bytes: usize) {
         self.file_bytes_read.inc_by(bytes as u64);
     }
@@ -134,7 +139,7 @@ impl Counts {
         registry.register("commits", help, self.commits.clone());
         let help = "Time that fsync(2) took, with copies and commit";
         registry.register_with_unit("fsync", help, Unit::Seconds, self.fsyncs.clone());
-        let help = "Chunks that were wanted, by whether they were in memory";
+        let help = "Chunks that were wanted, by whether they were in memory or read in part";
         registry.register("chunk_reads", help, self.chunk_reads.clone());
         let help = "Bytes that programs read";
         registry.register_with_unit("file_read", help, Unit::Bytes, self.file_bytes_read.clone());

@@ -6,7 +6,7 @@
 //! for what it has itself, so that no two ever wait for each other.
 //! Invariant: what is brought hashes to the address that was asked for.
 
-use crate::chunks::{self, GetError, Reader};
+use crate::chunks::{self, GetError, Piece, Reader};
 use crate::http::transport::Transport;
 use crate::network::{Known, Network};
 use crate::peer::Sequencing;
@@ -63,7 +63,11 @@ impl Others {
             };
             let (holders, others) = (not_me(&placed), not_me(&rest));
             let belongs_here = holders.len() < placed.len();
-            match self.reader.get(Asker::Peer, chunk, &holders, &others, WITHIN).await {
+            match self
+                .reader
+                .get(Asker::Peer, chunk, &Piece::Whole, &holders, &others, WITHIN)
+                .await
+            {
                 Ok(bytes) => Ok(Some(Fetched { bytes, belongs_here })),
                 Err(GetError::NoGoodCopy { .. }) => Ok(None),
                 Err(error) => {

@@ -10,7 +10,6 @@ use crate::store::{self, Checked, ReadError, Store, WriteError};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use mictlan::id::{ChunkId, NetworkId, PeerId, Position, PrincipalId, TimeMs};
-use mictlan::seal;
 use mictlan::wire::{
     Answer, Append, Barrier, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join,
     Joined, OpenSession, Outcome, Page, Query, Receipt, Service, SessionOpened, Status,
@@ -233,10 +232,7 @@ impl Peer {
     /// What this peer has itself.
     pub async fn get(&self, caller: Caller, chunk: ChunkId) -> Result<Option<Bytes>, Failure> {
         self.allow(caller, |who| who.reads || who.peer.is_some())?;
-        self.store()?.get(chunk).await.map_err(|why| match why {
-            ReadError::Damaged { chunk, .. } => Failure::ChunkDamaged(chunk),
-            why => Failure::StoreFailed(why.to_string()),
-        })
+        self.store()?.get(chunk).await.map_err(read_failure)
     }
 
     /// The same from whatever peer: what this one lacks it fetches from the others, and keeps if
@@ -275,11 +271,8 @@ impl Peer {
         chunk: ChunkId,
         range: Range<u64>,
     ) -> Result<Option<Bytes>, Failure> {
-        let Some(bytes) = self.get(caller, chunk).await? else { return Ok(None) };
-        let prove = move || seal::prove(&bytes, range);
-        let proved = tokio::task::spawn_blocking(prove).await;
-        let proved = proved.map_err(|why| Failure::StoreFailed(why.to_string()))?;
-        proved.map(|reply| Some(reply.into())).map_err(|why| Failure::Malformed(why.to_string()))
+        self.allow(caller, |who| who.reads || who.peer.is_some())?;
+        self.store()?.prove(chunk, range).await.map_err(read_failure)
     }
 
     /// The actor's signature is what counts, so any known key may hand a submission in.
@@ -421,6 +414,14 @@ fn now() -> TimeMs {
 
 fn receipt(stored: store::Receipt) -> Receipt {
     Receipt { chunk: stored.chunk, stamp: stored.stamp }
+}
+
+fn read_failure(why: ReadError) -> Failure {
+    match why {
+        ReadError::Damaged { chunk, .. } => Failure::ChunkDamaged(chunk),
+        ReadError::NotProved(why) => Failure::Malformed(why.to_string()),
+        why => Failure::StoreFailed(why.to_string()),
+    }
 }
 
 pub fn write_failure(why: WriteError) -> Failure {

@@ -1,9 +1,8 @@
 //! P1 and P5 with three peers as processes: any one may vanish, and nothing acknowledged is lost.
 
 use mictlan_tests::harness::{Home, assert_same_tree, signal, wait_until};
-use mictlan_tests::three::{Three, files, noise, write_through};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use mictlan_tests::three::{Three, damage, noise, write_through};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -223,19 +222,4 @@ fn a_chunk_that_is_damaged_on_one_peer_is_read_from_another() {
     three.peers[2].kill();
     let dir = mount(&bob);
     assert!(fs::read(dir.join("file")).expect("one good copy is enough") == content);
-}
-
-/// Flips bits all over the large files of a store, under the running peer.
-fn damage(store: &Path) {
-    let large: Vec<_> = files(store).into_iter().filter(|(_, size)| *size > 1 << 20).collect();
-    assert!(!large.is_empty(), "there is a segment in {}", store.display());
-    for (path, size) in large {
-        let file = File::options().read(true).write(true).open(path).expect("a segment");
-        for at in (100_000..size).step_by(100_000) {
-            let mut byte = [0];
-            if file.read_at(&mut byte, at).expect("readable") == 1 {
-                file.write_at(&[byte[0] ^ 0x40], at).expect("writable");
-            }
-        }
-    }
 }

@@ -5,8 +5,10 @@
 //! Invariant: when `Three::start` returns, all three vote.
 
 use crate::harness::{Home, alive, signal, wait_until};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -219,4 +221,19 @@ pub fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = std::fs::File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Flips bits all over the large files of a store, under the running peer.
+pub fn damage(store: &Path) {
+    let large: Vec<_> = files(store).into_iter().filter(|(_, size)| *size > 1 << 20).collect();
+    assert!(!large.is_empty(), "there is a segment in {}", store.display());
+    for (path, size) in large {
+        let file = File::options().read(true).write(true).open(path).expect("a segment");
+        for at in (100_000..size).step_by(100_000) {
+            let mut byte = [0];
+            if file.read_at(&mut byte, at).expect("readable") == 1 {
+                file.write_at(&[byte[0] ^ 0x40], at).expect("writable");
+            }
+        }
+    }
 }

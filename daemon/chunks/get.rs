@@ -1,6 +1,6 @@
 //! Chunks as a mount reads them: from memory, else from whichever copy is good, and opened.
 
-use super::{Chunks, lock};
+use super::{Chunks, Piece, lock};
 use crate::counts::COUNTS;
 use bytes::Bytes;
 use mictlan::cluster::get::Asker;
@@ -40,7 +40,11 @@ impl Chunks {
             Ok(Bytes::from(opened.plaintext))
         };
         let opened = self.opened.get_or_fetch(chunk, fetch).await;
-        COUNTS.chunk_read(!asked.load(Ordering::Relaxed));
+        let asked = asked.load(Ordering::Relaxed);
+        COUNTS.chunk_read(!asked);
+        if asked && let Ok(whole) = &opened {
+            self.opened.forget_parts(chunk, whole.len());
+        }
         opened
     }
 
@@ -58,10 +62,20 @@ impl Chunks {
         if let Some(bytes) = lock(&self.on_the_way).get(&chunk) {
             return Ok(bytes.clone());
         }
+        self.get_any_copy(chunk, &Piece::Whole, deadline).await
+    }
+
+    /// A chunk, or a piece of it, from its peers: checked against its address.
+    pub(super) async fn get_any_copy(
+        &self,
+        chunk: ChunkId,
+        piece: &Piece,
+        deadline: Duration,
+    ) -> Result<Bytes, GetError> {
         let placement = self.placement();
         let order: Vec<PeerId> =
             place(chunk, &placement.layout).into_iter().map(|place| place.peer).collect();
         let (holders, others) = order.split_at(placement.copies.count().min(order.len()));
-        self.reader.get(Asker::Reader, chunk, holders, others, deadline).await
+        self.reader.get(Asker::Reader, chunk, piece, holders, others, deadline).await
     }
 }

@@ -8,6 +8,7 @@
 pub mod budget;
 mod cache;
 mod get;
+mod part;
 mod put;
 mod reader;
 mod sender;
@@ -15,7 +16,7 @@ mod watch;
 
 pub use get::GetError;
 pub use put::{Charges, Put, PutError, asked_now, until};
-pub use reader::Reader;
+pub use reader::{Piece, Reader};
 pub use watch::Said;
 
 use crate::network::Network;

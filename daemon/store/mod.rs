@@ -15,12 +15,15 @@
 //! | scan | what is whole, damaged, torn |
 //! | index | where each chunk lies |
 //! | heal | the index agrees with the segments when the store opens |
+//! | read | chunks back from the disk, checked |
+//! | prove | parts of chunks with their path to the address |
 //! | writer | group commit |
 
 pub mod durable;
 mod heal;
 mod index;
 mod lock;
+mod prove;
 mod read;
 mod scan;
 mod segment;
@@ -221,6 +224,7 @@ struct Shared {
 /// An open store. Every clone of the `Arc` around it shares one writer thread.
 pub struct Store {
     shared: Arc<Shared>,
+    outlines: prove::Outlines,
     queue: Option<mpsc::Sender<Request>>,
     waiting: Arc<Semaphore>,
     opened: OpenReport,
@@ -251,6 +255,7 @@ impl Store {
             .map_err(|e| DiskError::new("start a thread for", &options.dir, e))?;
         Ok(Self {
             shared,
+            outlines: prove::outlines(),
             queue: Some(queue),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             opened: healed.report,

@@ -3,7 +3,7 @@
 //! Owns: open segment files, and the check of whole chunks against their address (0.12 cpu-seconds
 //! a GiB; a copy that is bad must be found by the peer that can replace it, not by its readers).
 //! Never: returns a whole chunk that is not what its address says; a range is returned unchecked,
-//! its reader proves it.
+//! `prove` and its reader check it.
 //! Invariant: a chunk that does not read back is taken out of service before the error is given.
 
 use super::index::{Entry, IndexError, Mark};
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use mictlan::hash;
 use mictlan::id::{ChunkId, TimeMs};
+use mictlan::seal::RangeError;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -36,6 +37,8 @@ pub enum ReadError {
     /// The machine is short of something (memory, file handles); the copy may well be good.
     #[error("chunk {chunk}: cannot be read now: {cause}")]
     NotNow { chunk: ChunkId, cause: io::Error },
+    #[error(transparent)]
+    NotProved(#[from] RangeError),
     #[error(transparent)]
     Index(#[from] IndexError),
     #[error("the store is closed")]
@@ -147,7 +150,7 @@ fn held(chunk: ChunkId, entry: Entry) -> Held {
 }
 
 /// A disk read, off the threads that serve others.
-async fn run<T: Send + 'static>(
+pub(super) async fn run<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ReadError> {
     tokio::task::spawn_blocking(read).await.map_err(|_| ReadError::Closed)?

@@ -97,6 +97,27 @@ async fn what_was_put_is_there_after_a_restart_and_after_the_index_is_lost() {
 }
 
 #[tokio::test]
+async fn a_part_is_proved_and_a_bad_copy_is_found_by_who_proves_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path());
+    let one = chunk(7, 150_000);
+    put(&store, std::slice::from_ref(&one)).await;
+    let range = 0..1_000u64;
+    for round in ["from the whole chunk", "from what is around it"] {
+        let reply = store.prove(one.chunk(), range.clone()).await.expect("read").expect("here");
+        let part = mictlan::seal::check(&one.chunk(), range.clone(), &reply);
+        assert_eq!(part.as_deref(), Ok(&one.bytes()[..1_000]), "{round}");
+    }
+    let beyond = store.prove(one.chunk(), 149_999..150_001).await;
+    assert!(matches!(beyond, Err(ReadError::NotProved(_))), "{beyond:?}");
+    assert!(store.prove(chunk(8, 100).chunk(), 0..1).await.expect("read").is_none());
+    rot(dir.path(), &one);
+    let refused = store.prove(one.chunk(), range).await;
+    assert!(matches!(refused, Err(ReadError::Damaged { .. })), "{refused:?}");
+    assert_eq!(store.stat().damaged, 1, "and is out of service");
+}
+
+#[tokio::test]
 async fn a_chunk_that_is_here_is_only_stamped() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = open(dir.path());

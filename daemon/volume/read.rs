@@ -6,13 +6,15 @@
 
 use super::Volume;
 use super::local::broken;
+use super::seal::PACKED_BYTES_MAX;
 use crate::chunks::GetError;
 use bytes::{Bytes, BytesMut};
+use mictlan::cluster::part::{Reading, Want};
 use mictlan::file::Extent;
-use mictlan::id::{ChunkId, Ino};
+use mictlan::id::Ino;
 use mictlan::meta::error::{FsError, ReadError};
 use mictlan::meta::namespace::read;
-use mictlan::seal::{self, Codec};
+use mictlan::seal;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,6 +23,10 @@ const AHEAD_BYTES: u64 = 8 << 20;
 /// Extents of one read of 1 MiB; a file of many tiny extents is read in more steps.
 const EXTENTS_MAX: usize = 1 << 12;
 
+/// A reader who goes on so near to where he ended reads onward: requests of the kernel's own
+/// read-ahead overtake each other.
+const NEAR_BYTES: u64 = 1 << 20;
+
 /// What one read needs, all of one moment.
 struct Picture {
     range: Range<u64>,
@@ -28,6 +34,7 @@ struct Picture {
     /// Unsealed bytes over the extents; `None` where there are none, which is the usual case.
     over: Option<Vec<(u64, Bytes)>>,
     sequential: bool,
+    reading: Reading,
 }
 
 impl Volume {
@@ -69,31 +76,39 @@ impl Volume {
         };
         let mut over = None;
         let mut sequential = false;
+        let mut near = false;
         if let Some(data) = &mut data {
+            near = data.read_end.abs_diff(range.start) <= NEAR_BYTES;
             sequential = data.read_end == range.start && !range.is_empty();
             data.read_end = range.end;
             over = data.unsealed(size, &range);
         }
-        Ok(Picture { range, extents, over, sequential })
+        let reading = match inode.size {
+            size if size <= PACKED_BYTES_MAX as u64 => Reading::Small,
+            _ if near => Reading::Onward,
+            _ => Reading::Scattered,
+        };
+        Ok(Picture { range, extents, over, sequential, reading })
     }
 
     async fn paint(self: &Arc<Self>, picture: Picture) -> Result<Bytes, FsError> {
-        let Picture { range, extents, over, .. } = picture;
+        let Picture { range, extents, over, reading, .. } = picture;
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
         if over.is_none()
             && let [extent] = extents.as_slice()
-            && extent.packed.is_none()
             && extent.offset <= range.start
             && extent.end() >= range.end
         {
             // The usual read: all of it lies in one chunk, which is handed on without a copy.
-            let chunk = self.open_chunk(extent.chunk).await?;
-            return slice(&chunk, extent, &range);
+            return self.extent_bytes(extent, range, reading).await;
         }
         let mut out = BytesMut::zeroed((range.end - range.start) as usize);
         for extent in &extents {
-            let part = extent.part(range.clone());
-            let bytes = self.extent_bytes(&part).await?;
-            let at = (part.offset - range.start) as usize;
+            let part = range.start.max(extent.offset)..range.end.min(extent.end());
+            let at = (part.start - range.start) as usize;
+            let bytes = self.extent_bytes(extent, part, reading).await?;
             out[at..at + bytes.len()].copy_from_slice(&bytes);
         }
         for (offset, bytes) in over.unwrap_or_default() {
@@ -103,27 +118,29 @@ impl Volume {
         Ok(out.freeze())
     }
 
-    async fn extent_bytes(self: &Arc<Self>, extent: &Extent) -> Result<Bytes, FsError> {
-        let chunk = self.open_chunk(extent.chunk).await?;
-        let Some(packed) = extent.packed else {
-            return slice(&chunk, extent, &(extent.offset..extent.end()));
-        };
-        let from = extent.at as usize;
-        let member = chunk.get(from..from + packed.stored_len as usize);
+    /// The bytes `range` of a file, which lie in `extent`.
+    async fn extent_bytes(
+        self: &Arc<Self>,
+        extent: &Extent,
+        range: Range<u64>,
+        reading: Reading,
+    ) -> Result<Bytes, FsError> {
+        let part = extent.part(range.clone());
+        let want = Want::of(extent, range, reading);
+        let ring = self.ring();
+        let read = self.chunks.read(&ring, extent.chunk, &want, self.options.deadline).await;
+        let read = read.map_err(|error| {
+            tracing::error!(%error, "data cannot be read now; another copy may come back");
+            not_read(&error)
+        })?;
+        // The writer named the extent; a hostile one may name bytes that the chunk does not have.
+        let bytes = read.ok_or_else(|| outside(extent))?;
+        let Some(packed) = part.packed else { return Ok(bytes) };
         let skip = packed.skip as usize;
-        let member = member.ok_or_else(|| outside(extent))?;
-        let bytes = seal::expand(Codec::Zstd, member, skip..skip + extent.len as usize);
+        let bytes = seal::expand(packed.codec, &bytes, skip..skip + part.len as usize);
         bytes.map(Bytes::from).map_err(|error| {
             tracing::error!(chunk = %extent.chunk, %error, "a packed file does not unpack");
             FsError::Io
-        })
-    }
-
-    async fn open_chunk(self: &Arc<Self>, chunk: ChunkId) -> Result<Bytes, FsError> {
-        let opened = self.chunks.open(&self.ring(), chunk, self.options.deadline).await;
-        opened.map_err(|error| {
-            tracing::error!(%error, "data cannot be read now; another copy may come back");
-            not_read(&error)
         })
     }
 
@@ -155,14 +172,6 @@ pub(super) fn not_read(error: &GetError) -> FsError {
         GetError::NotInTime { .. } => FsError::TimedOut,
         GetError::NoGoodCopy { .. } | GetError::NotOpened { .. } => FsError::Io,
     }
-}
-
-/// The bytes `range` of a file out of the plain chunk that `extent` lies in.
-fn slice(chunk: &Bytes, extent: &Extent, range: &Range<u64>) -> Result<Bytes, FsError> {
-    let from = extent.at as usize + (range.start - extent.offset) as usize;
-    let to = from + (range.end - range.start) as usize;
-    // The writer named the extent; a hostile one may name bytes that the chunk does not have.
-    if to > chunk.len() { Err(outside(extent)) } else { Ok(chunk.slice(from..to)) }
 }
 
 fn outside(extent: &Extent) -> FsError {

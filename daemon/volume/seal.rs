@@ -28,7 +28,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::OwnedMutexGuard;
 
 /// A piece up to this size shares a chunk with others.
-const PACKED_BYTES_MAX: usize = 256 << 10;
+pub(super) const PACKED_BYTES_MAX: usize = 256 << 10;
 /// A pack is full at this size.
 const PACK_BYTES: usize = 4 << 20;
 /// A pack up to this size travels inside the commit, beside its payload.

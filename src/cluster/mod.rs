@@ -12,6 +12,7 @@ pub mod latency;
 pub mod layout;
 pub mod lease;
 pub mod owed;
+pub mod part;
 pub mod place;
 pub mod put;
 pub mod refusal;

@@ -457,4 +457,27 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_frame_read_alone_opens_at_its_place_in_its_chunk_and_nowhere_else() {
+        let (one, two) = (sealed(Codec::Stored, &noise(200_000)), text(200_000));
+        let two = sealed(Codec::Stored, &two);
+        let header = Header::parse(&one.bytes).expect("own chunk");
+        let of_two = Header::parse(&two.bytes).expect("own chunk");
+        let opens = |header: &Header, frame: usize, stored: &[u8]| {
+            let first = (frame * FRAME_BYTES) as u32;
+            open_frames(&ring(), one.address, header, first..first + 1, stored).is_ok()
+        };
+        let frame = |of: &Sealed, i| of.bytes[header.frame(i)].to_vec();
+        assert!(opens(&header, 1, &frame(&one, 1)));
+        assert!(!opens(&header, 1, &frame(&one, 2)), "another place");
+        assert!(!opens(&header, 1, &frame(&two, 1)), "another chunk");
+        assert!(!opens(&of_two, 1, &frame(&one, 1)), "under another header");
+        let longer = Header { plaintext_len: 3 * FRAME_BYTES as u32, ..header.clone() };
+        let shorter = Header { plaintext_len: 2 * FRAME_BYTES as u32, ..header.clone() };
+        assert!(opens(&longer, 1, &frame(&one, 1)) && !opens(&shorter, 1, &frame(&one, 1)), "last");
+        for aad in [[0; 32], of_two.aad] {
+            assert!(!opens(&Header { aad, ..header.clone() }, 1, &frame(&one, 1)), "kind or epoch");
+        }
+    }
 }

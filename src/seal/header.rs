@@ -180,7 +180,8 @@ impl Header {
         u64::from(self.header_len)
     }
 
-    pub(super) fn frame_count(&self) -> usize {
+    /// How many frames the chunk has.
+    pub fn frame_count(&self) -> usize {
         frame_count(self.plaintext_len as usize)
     }
 

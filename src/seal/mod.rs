@@ -20,6 +20,6 @@ pub use header::{
 };
 pub use key::{EpochKeys, EpochSecrets, KeyRing, Secret};
 pub use principal::{Principal, Public, verify};
-pub use range::{RangeError, check, prove};
+pub use range::{HEAD, HEAD_BYTES, Outline, RangeError, check, check_head, prove};
 pub use squeeze::{MEMBER_BYTES_MAX, expand, squeeze};
 pub use wrap::{WrapError, unwrap, wrap};

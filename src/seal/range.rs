@@ -16,7 +16,7 @@ use crate::id::ChunkId;
 use crate::seal::CHUNK_BYTES_MAX;
 use bao_tree::io::BaoContentItem;
 use bao_tree::io::outboard::PreOrderMemOutboard;
-use bao_tree::io::sync::{DecodeResponseIter, encode_ranges};
+use bao_tree::io::sync::{DecodeResponseIter, ReadAt, encode_ranges_validated};
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges};
 use std::ops::Range;
 
@@ -42,41 +42,141 @@ fn inside(range: &Range<u64>, len: u64) -> Result<ChunkRanges, RangeError> {
     Ok(ChunkRanges::from(ChunkNum(range.start / 1024)..ChunkNum(range.end.div_ceil(1024))))
 }
 
+/// What a prover keeps of a chunk, so that a reply costs the bytes around its range and not all of
+/// them: 64 bytes for each 16 KiB.
+pub struct Outline {
+    tree: PreOrderMemOutboard,
+    len: u64,
+}
+
+impl Outline {
+    pub fn of(bytes: &[u8]) -> Self {
+        let tree = PreOrderMemOutboard::create(bytes, GROUP);
+        Self { tree, len: bytes.len() as u64 }
+    }
+
+    /// What it takes of memory.
+    pub fn weight(&self) -> usize {
+        self.tree.data.len() + size_of::<Self>()
+    }
+
+    /// The bytes that it takes to prove `range`: whole groups.
+    pub fn around(&self, range: &Range<u64>) -> Result<Range<u64>, RangeError> {
+        inside(range, self.len)?;
+        let group = GROUP.bytes() as u64;
+        Ok(range.start / group * group..range.end.next_multiple_of(group).min(self.len))
+    }
+
+    /// A reply for `range`, out of `around(range)` of the stored bytes, which are checked.
+    pub fn prove(
+        &self,
+        chunk: &ChunkId,
+        range: &Range<u64>,
+        around: &[u8],
+    ) -> Result<Vec<u8>, RangeError> {
+        let ranges = inside(range, self.len)?;
+        let place = self.around(range)?;
+        if around.len() as u64 != place.end - place.start {
+            return Err(RangeError::Length(*chunk));
+        }
+        let mut out = Vec::with_capacity((range.end - range.start) as usize + 34 * 1024);
+        out.extend_from_slice(&self.len.to_le_bytes());
+        let around = Around { start: place.start, bytes: around };
+        encode_ranges_validated(around, &self.tree, &ranges, &mut out)
+            .map_err(|_| RangeError::Tampered(*chunk))?;
+        Ok(out)
+    }
+}
+
+/// Some bytes of a chunk, at their place in it.
+struct Around<'a> {
+    start: u64,
+    bytes: &'a [u8],
+}
+
+impl ReadAt for Around<'_> {
+    fn read_at(&self, at: u64, out: &mut [u8]) -> std::io::Result<usize> {
+        let from = at.checked_sub(self.start).map_or(self.bytes.len(), |from| from as usize);
+        let here = self.bytes.get(from..).unwrap_or_default();
+        let len = here.len().min(out.len());
+        out[..len].copy_from_slice(&here[..len]);
+        Ok(len)
+    }
+}
+
 /// A reply for `range` of the stored `bytes` of a chunk.
 pub fn prove(bytes: &[u8], range: Range<u64>) -> Result<Vec<u8>, RangeError> {
-    let len = bytes.len() as u64;
-    let ranges = inside(&range, len)?;
-    let tree = PreOrderMemOutboard::create(bytes, GROUP);
-    let mut out = Vec::with_capacity((range.end - range.start) as usize + 34 * 1024);
-    out.extend_from_slice(&len.to_le_bytes());
-    encode_ranges(bytes, &tree, &ranges, &mut out).expect("reading and writing memory succeeds");
-    Ok(out)
+    let outline = Outline::of(bytes);
+    let place = outline.around(&range)?;
+    let around = &bytes[place.start as usize..place.end as usize];
+    outline.prove(&ChunkId(*outline.tree.root.as_bytes()), &range, around)
 }
 
 /// The bytes of `range`, if `reply` proves that they are the chunk's.
 pub fn check(chunk: &ChunkId, range: Range<u64>, reply: &[u8]) -> Result<Vec<u8>, RangeError> {
-    let (len, mut encoded) = reply.split_first_chunk::<8>().ok_or(RangeError::Length(*chunk))?;
-    let len = u64::from_le_bytes(*len);
-    let ranges = inside(&range, len)?;
+    let reply = Reply::parse(chunk, &range, reply)?;
     let mut out = vec![0; (range.end - range.start) as usize];
     let mut filled = 0;
-    let tree = BaoTree::new(len, GROUP);
-    for item in DecodeResponseIter::new(chunk.0.into(), tree, &mut encoded, &ranges) {
-        let BaoContentItem::Leaf(leaf) = item.map_err(|error| refusal(*chunk, &error))? else {
-            continue;
-        };
-        let from = range.start.max(leaf.offset);
-        let to = range.end.min(leaf.offset + leaf.data.len() as u64);
+    reply.leaves(|offset, data| {
+        let from = range.start.max(offset);
+        let to = range.end.min(offset + data.len() as u64);
         if from < to {
-            let part = &leaf.data[(from - leaf.offset) as usize..(to - leaf.offset) as usize];
+            let part = &data[(from - offset) as usize..(to - offset) as usize];
             out[(from - range.start) as usize..][..part.len()].copy_from_slice(part);
             filled += part.len();
         }
-    }
-    if filled != out.len() || !encoded.is_empty() {
+    })?;
+    if filled != out.len() {
         return Err(RangeError::Length(*chunk));
     }
     Ok(out)
+}
+
+/// What a reader asks for who knows nothing of a chunk yet.
+pub const HEAD: Range<u64> = 0..1;
+/// No data chunk has a longer header.
+pub const HEAD_BYTES: usize = 1024;
+
+/// The first `HEAD_BYTES` of a chunk, or all of one that is shorter, if `reply`, to `HEAD`, proves
+/// that they are the chunk's: the first byte is proved by the hash of so many.
+pub fn check_head(chunk: &ChunkId, reply: &[u8]) -> Result<Vec<u8>, RangeError> {
+    let mut out = Vec::with_capacity(HEAD_BYTES);
+    Reply::parse(chunk, &HEAD, reply)?.leaves(|_, data| out.extend_from_slice(data))?;
+    match out.is_empty() {
+        true => Err(RangeError::Length(*chunk)),
+        false => Ok(out),
+    }
+}
+
+/// A reply, of which nothing is proved yet.
+struct Reply<'a> {
+    chunk: ChunkId,
+    len: u64,
+    ranges: ChunkRanges,
+    encoded: &'a [u8],
+}
+
+impl<'a> Reply<'a> {
+    fn parse(chunk: &ChunkId, range: &Range<u64>, reply: &'a [u8]) -> Result<Self, RangeError> {
+        let (len, encoded) = reply.split_first_chunk::<8>().ok_or(RangeError::Length(*chunk))?;
+        let len = u64::from_le_bytes(*len);
+        let ranges = inside(range, len)?;
+        Ok(Self { chunk: *chunk, len, ranges, encoded })
+    }
+
+    /// Hands over each proved leaf, with its place.
+    fn leaves(mut self, mut each: impl FnMut(u64, &[u8])) -> Result<(), RangeError> {
+        let tree = BaoTree::new(self.len, GROUP);
+        let root = self.chunk.0.into();
+        for item in DecodeResponseIter::new(root, tree, &mut self.encoded, &self.ranges) {
+            let item = item.map_err(|error| refusal(self.chunk, &error))?;
+            if let BaoContentItem::Leaf(leaf) = item {
+                each(leaf.offset, &leaf.data);
+            }
+        }
+        // Whatever is behind the last leaf was proved by nothing.
+        if self.encoded.is_empty() { Ok(()) } else { Err(RangeError::Length(self.chunk)) }
+    }
 }
 
 fn refusal(chunk: ChunkId, error: &bao_tree::io::DecodeError) -> RangeError {
@@ -107,6 +207,41 @@ mod tests {
                 let reply = prove(&bytes, asked.clone()).expect("inside");
                 assert!(reply.len() <= range.len() + 34 * 1024, "{len} {range:?}");
                 assert_eq!(check(&chunk, asked, &reply).as_deref(), Ok(&bytes[range]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_prover_who_reads_only_around_a_range_sends_the_same_and_finds_a_bad_copy() {
+        let bytes = stored(300_000);
+        let chunk = address(&bytes);
+        let outline = Outline::of(&bytes);
+        for range in [0..1, 20_000..20_001, 16_384..32_768, 16_383..32_769, 299_999..300_000] {
+            let place = outline.around(&range).expect("inside");
+            let mut around = bytes[place.start as usize..place.end as usize].to_vec();
+            assert!(around.len() as u64 <= range.end - range.start + 2 * 16_384, "{range:?}");
+            let reply = outline.prove(&chunk, &range, &around);
+            assert_eq!(reply, prove(&bytes, range.clone()), "{range:?}");
+            around[0] ^= 1;
+            assert_eq!(outline.prove(&chunk, &range, &around), Err(RangeError::Tampered(chunk)));
+        }
+        assert!(outline.around(&(0..300_001)).is_err());
+        assert!(outline.weight() < bytes.len() / 200);
+    }
+
+    #[test]
+    fn the_head_of_a_chunk_is_proved_whole_by_its_first_byte() {
+        for len in [1, 52, 1024, 1025, 20_000, 300_000] {
+            let bytes = stored(len);
+            let chunk = address(&bytes);
+            let reply = prove(&bytes, HEAD).expect("inside");
+            assert!(reply.len() < 3 * HEAD_BYTES, "{len}: {}", reply.len());
+            assert_eq!(check_head(&chunk, &reply).as_deref(), Ok(&bytes[..len.min(HEAD_BYTES)]));
+            for at in 8..reply.len() {
+                let mut bent = reply.clone();
+                bent[at] ^= 1;
+                assert!(check_head(&chunk, &bent).is_err(), "{len} {at}");
+                assert!(check_head(&chunk, &reply[..at]).is_err(), "{len} {at}");
             }
         }
     }

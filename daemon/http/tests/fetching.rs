@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio_rustls::TlsAcceptor;
 
-fn info(n: u8, address: &str) -> PeerInfo {
+pub(super) fn info(n: u8, address: &str) -> PeerInfo {
     PeerInfo {
         id: PeerId(n.into()),
         name: label(&format!("peer{n}")),
@@ -41,7 +41,7 @@ async fn hosts(which: &[u8]) -> Vec<Host> {
 }
 
 /// Where nobody listens, as long as the socket is kept.
-fn nowhere() -> (TcpSocket, String) {
+pub(super) fn nowhere() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
     let address = socket.local_addr().expect("a bound socket").to_string();

@@ -6,6 +6,7 @@ mod bodies;
 mod calls;
 mod fetching;
 mod joining;
+mod parts;
 mod strangers;
 
 use crate::http::admission::Limits;
