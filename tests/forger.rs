@@ -11,6 +11,7 @@ use mictlan::ledger::record::body::{
 use mictlan::ledger::record::{Origin, Proposal, record_message};
 use mictlan::meta::payload;
 use mictlan::meta::tag::Facts;
+use mictlan::meta::tree::Node;
 use mictlan::meta::write::WriteSet;
 use mictlan::seal::{self, Codec, KeyRing, Kind, Principal};
 use mictlan::wire::{Answer, Append, CloseSession, Head, LeaseUnit, Outcome, Query, VolumeInfo};
@@ -185,5 +186,47 @@ pub fn forged_root(volume: &VolumeInfo, head: &Head) -> Body {
         key_epoch: volume.epoch,
         position: Position(head.size.0 - 1),
         volume: volume.id,
+    })
+}
+
+/// Orders a root of the newest record: the tree of the newest root, which nothing changed since, but
+/// for one node that its parent names at an address where nothing is. Where its record stands, and
+/// that address.
+pub fn root_with_a_hole(home: &Home) -> (Position, ChunkId) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let member = Member::of(home).await;
+        let volume = only_volume(&member.network).await;
+        let root = volume.root.clone().expect("it has one");
+        let ring = member.ring(&volume);
+        let fetched =
+            member.network.voter(DEADLINE, |link| async move { link.fetch(root.address).await });
+        let sealed = fetched.await.expect("an answer").expect("it is there");
+        let opened = seal::open(&ring, root.address, &sealed).expect("sealed for it");
+        let mut bytes = opened.plaintext;
+        let node = Node::decode(bytes.clone()).expect("a node");
+        assert!(node.level() > 0, "a node below the root can be missing");
+        let (child, hole) = (node.child(0).node.address, ChunkId([7; 32]));
+        let at = bytes.windows(32).position(|part| part == child.0).expect("it is named");
+        bytes[at..at + 32].copy_from_slice(&hole.0);
+        let links = Node::decode(bytes.clone()).expect("as good").links();
+        let forged = seal::seal(ring.current(), Kind::Node, Codec::Stored, &links, &bytes);
+        let forged = forged.expect("small");
+        let stored = member.network.voter(DEADLINE, |link| {
+            let chunk = forged.bytes.clone();
+            async move { link.put(vec![chunk]).await }
+        });
+        stored.await.expect("stored");
+        let head = member.network.voter(DEADLINE, |link| async move { link.head().await });
+        let position = Position(head.await.expect("an answer").size.0 - 1);
+        let body = Root {
+            address: forged.address,
+            confirms: None,
+            identity: root.identity,
+            key_epoch: root.epoch,
+            position,
+            volume: volume.id,
+        };
+        (member.append(Body::Root(body)).await, hole)
     })
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::Output;
 use std::time::Instant;
@@ -229,6 +229,37 @@ fn a_forged_root_is_not_gone_over_to_and_removing_its_signer_brings_the_volume_b
     assert_eq!(newest_root(&alice), before, "it counts no more");
     let dir = alice.mount("mnt");
     assert_eq!(fs::read(dir.join("a")).expect("it is there"), b"alice");
+}
+
+/// Links whose targets are more metadata than one node of a tree has room for.
+const LINKS: usize = 100;
+
+fn make_links(dir: &Path) {
+    for n in 0..LINKS {
+        let _ = symlink("to/".repeat(1_000), dir.join(format!("link-{n}")));
+    }
+}
+
+fn check_links(dir: &Path, home: &Home) {
+    for n in 0..LINKS {
+        let found = fs::read_link(dir.join(format!("link-{n}")));
+        let found = found.unwrap_or_else(|error| panic!("link {n}: {error}{}", home.log()));
+        assert_eq!(found.as_os_str().len(), 3_000, "link {n}");
+    }
+}
+
+#[test]
+fn a_root_of_which_a_node_is_missing_is_not_gone_over_to() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    write_and_make_a_root(&alice, make_links);
+    let (dir, before) = (alice.mount("mnt"), newest_root(&alice));
+    let (record, hole) = forger::root_with_a_hole(&bob);
+    let said = || alice.log().contains(&hole.to_string());
+    wait_until("the mount has looked at it", || said() || rests_on(&dir) == Some(record.0 - 1));
+    check_links(&dir, &alice);
+    assert_eq!(rests_on(&dir), before, "{}", alice.log());
+    assert!(alice.log().contains("not all of its tree can be had"), "{}", alice.log());
 }
 
 /// Noise in an attribute: a payload too large to travel inside its record.

@@ -3,7 +3,10 @@
 //! Owns: fetching a node that a question needs, and checking that it is the one.
 
 use super::Volume;
+use crate::chunks::GetError;
+use mictlan::codec::DecodeError;
 use mictlan::hash;
+use mictlan::id::ChunkId;
 use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NewNode, Node, NodeCache, NodeRef, Tree, TreeKeys};
 use std::convert::Infallible;
@@ -21,6 +24,15 @@ pub(super) fn empty_tree(keys: &TreeKeys, nodes: &Arc<NodeCache>) -> Tree {
     tree
 }
 
+/// Why a node is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NodeLost {
+    #[error(transparent)]
+    Get(#[from] GetError),
+    #[error("chunk {chunk} is not the tree node that its parent names: {error}")]
+    Another { chunk: ChunkId, error: DecodeError },
+}
+
 impl Volume {
     /// Brings `node` into the cache, from any good copy, within the deadline.
     pub(super) async fn fetch_node(&self, node: NodeRef) -> Result<(), FsError> {
@@ -30,18 +42,22 @@ impl Volume {
         if empty_tree(&self.tree_keys, &self.nodes).root() == node {
             return Ok(());
         }
-        let ring = self.ring();
-        let opened = self.chunks.open(&ring, node.address, self.options.deadline).await;
-        let plaintext = opened.map_err(|error| {
+        let opened = self.node_of_peers(node).await.map_err(|error| {
             tracing::error!(%error, "metadata cannot be read now; nothing was changed");
-            super::read::not_read(&error)
+            match error {
+                NodeLost::Get(error) => super::read::not_read(&error),
+                NodeLost::Another { .. } => FsError::Io,
+            }
         })?;
-        let decoded = Node::open(&node, &self.tree_keys, plaintext.to_vec());
-        let decoded = decoded.map_err(|error| {
-            tracing::error!(chunk = %node.address, %error, "a tree node is not what its parent says");
-            FsError::Io
-        })?;
-        self.nodes.insert(node, decoded);
+        self.nodes.insert(node, opened);
         Ok(())
+    }
+
+    /// `node` from any good copy, within the deadline, and past the cache.
+    pub(super) async fn node_of_peers(&self, node: NodeRef) -> Result<Node, NodeLost> {
+        let ring = self.ring();
+        let plaintext = self.chunks.open(&ring, node.address, self.options.deadline).await?;
+        let another = |error| NodeLost::Another { chunk: node.address, error };
+        Node::open(&node, &self.tree_keys, plaintext.to_vec()).map_err(another)
     }
 }

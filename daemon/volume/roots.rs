@@ -1,17 +1,20 @@
 //! Snapshot roots that others made, before anything here rests on them.
 //!
 //! Owns: making the tree of a root's position again from what was applied here, the comparison,
-//! and the change of this view's tree to the root.
+//! the look whether all of it is there, and the change of this view's tree to the root.
 //! Invariant: a view never goes over to a root that is not what it would have built itself; a root
-//! that is another ends belief.
+//! that is another ends belief. Nor to one of which a chunk is missing: addresses are in no
+//! identity, so whoever named it may have stored nothing at them.
 
 use super::Volume;
 use super::belief::Disbelief;
+use super::nodes::NodeLost;
+use futures::future::try_join_all;
 use mictlan::hash;
 use mictlan::id::{ChunkId, Label, NodeIdentity, Position};
 use mictlan::ledger::roots::Claim;
 use mictlan::meta::error::FsError;
-use mictlan::meta::tree::{NewNode, NodeError, NodeRef, Tree};
+use mictlan::meta::tree::{NewNode, NodeRef, Tree, Unshared};
 use mictlan::meta::view::{OVERLAY_MAX, View};
 use std::collections::VecDeque;
 use std::io;
@@ -24,6 +27,8 @@ use tokio::sync::Notify;
 const WAITING_MAX: usize = 64;
 /// How often an ended volume is noticed.
 const LOOK: Duration = Duration::from_secs(5);
+/// Nodes that are brought at a time: together no more than 2 MiB.
+const AT_ONCE: usize = 16;
 
 /// Roots that records named, oldest first.
 #[derive(Default)]
@@ -51,6 +56,15 @@ impl Named {
     fn next(&self) -> Option<Claim> {
         self.claims.lock().expect("nothing panics while it is locked").pop_front()
     }
+}
+
+/// Why a view does not go over to a root.
+#[derive(Debug, thiserror::Error)]
+enum NotWhole {
+    #[error(transparent)]
+    New(#[from] NodeLost),
+    #[error("the tree that this mount rests on cannot be read now: {0}")]
+    Old(#[from] FsError),
 }
 
 impl Volume {
@@ -82,7 +96,33 @@ impl Volume {
         if claim.position == self.trail.from() {
             return Ok(());
         }
-        self.adopt(NodeRef { identity, address: claim.address }, claim.position).await
+        let root = NodeRef { identity, address: claim.address };
+        if let Err(why) = self.look_at_all_of(root).await {
+            tracing::warn!(record = %claim.record, by = %claim.by, %why,
+                "a snapshot root is right, but not all of its tree can be had: this mount stays \
+                 with the one that it rests on, and nothing is lost");
+            return Ok(());
+        }
+        self.adopt(root, claim.position).await
+    }
+
+    /// Brings each node of the tree that this view's has not, and so finds what is missing before
+    /// anything rests on it. What both have was found when this view went over to it.
+    async fn look_at_all_of(&self, root: NodeRef) -> Result<(), NotWhole> {
+        let old = self.core().view.tree().clone();
+        let mut unshared = Unshared::new(&old, root);
+        loop {
+            let nodes = unshared.next(AT_ONCE);
+            if nodes.is_empty() {
+                return Ok(());
+            }
+            let brought = nodes.into_iter().map(|node| self.node_of_peers(node));
+            for node in try_join_all(brought).await? {
+                while let Err(error) = unshared.add(&node) {
+                    self.have_node(error).await?;
+                }
+            }
+        }
     }
 
     /// The identity of the tree that the commits up to `position` make. `None` where this view
@@ -99,7 +139,7 @@ impl Volume {
             self.nodes.insert(NodeRef { identity: new.identity, address }, new.node);
             Ok(address)
         };
-        while let Some(part) = steps.batch(&self.spill, OVERLAY_MAX).map_err(on_disk)? {
+        while let Some(part) = steps.batch(&self.spill).map_err(on_disk)? {
             let root = self.update(&tree, &part, &mut sink).await?;
             tree = Tree::new(root, self.nodes.clone());
         }
@@ -109,18 +149,18 @@ impl Volume {
     /// The same view over `root`, which is the map at `position`. What lay over the tree until
     /// there is let go of, in memory and on the local disk.
     async fn adopt(&self, root: NodeRef, position: Position) -> Result<(), FsError> {
-        // Whoever named it may not have stored it.
-        self.have_node(NodeError::Missing(root)).await?;
         let applying = self.applying.lock().await;
         let now = self.core().view.position();
         let steps = self.trail.steps(position, now);
-        // A later root has more of them.
+        // Nothing else is applied meanwhile, so there must not be many. A later root has more of
+        // them.
         let Some(mut steps) = steps.filter(|steps| steps.bytes() <= OVERLAY_MAX) else {
             return Ok(());
         };
         let mut fresh = View::new(Tree::new(root, self.nodes.clone()), position);
         while let Some((at, writes)) = steps.next(&self.spill).map_err(on_disk)? {
             fresh.apply(at, &writes);
+            self.spill_of(&mut fresh).map_err(on_disk)?;
         }
         if fresh.position() < now {
             fresh.apply(now, &Default::default());

@@ -11,7 +11,8 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use mictlan::id::ChunkId;
 use mictlan::meta::error::FsError;
 use mictlan::meta::tree::{NewNode, Node, NodeRef};
-use mictlan::meta::view::Run;
+use mictlan::meta::view::{Run, View};
+use mictlan::meta::write::WriteSet;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -60,6 +61,11 @@ impl Spill {
         let key = UnboundKey::new(&AES_256_GCM, &key).expect("the key has 32 bytes");
         let key = LessSafeKey::new(key);
         Ok(Self { dir, key, mark, bytes_max, state: Mutex::default() })
+    }
+
+    /// How much of what was put away is read back into memory at a time.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -185,11 +191,25 @@ impl Volume {
     /// Whether there was something to put away. The view is locked before and after, not meanwhile.
     fn spill_once(&self) -> io::Result<bool> {
         let Some(set) = self.core().view.spillable() else { return Ok(false) };
-        let mut writing = self.spill.begin()?;
-        let (keys, nodes, file) = (&self.tree_keys, self.nodes.clone(), writing.file.clone());
-        let run = Run::write(&set, keys, nodes, file, &mut |new| writing.keep(&new))?;
+        let run = self.run_of(&set)?;
         self.core().view.spilled(&set, run);
         Ok(true)
+    }
+
+    /// The same of a view that nobody else sees yet.
+    pub(super) fn spill_of(&self, view: &mut View) -> io::Result<()> {
+        while view.spillable_bytes() >= self.spill.bytes_max
+            && let Some(set) = view.spillable()
+        {
+            view.spilled(&set, self.run_of(&set)?);
+        }
+        Ok(())
+    }
+
+    fn run_of(&self, set: &WriteSet) -> io::Result<Run> {
+        let mut writing = self.spill.begin()?;
+        let (keys, nodes, file) = (&self.tree_keys, self.nodes.clone(), writing.file.clone());
+        Run::write(set, keys, nodes, file, &mut |new| writing.keep(&new))
     }
 
     /// Whether more of the overlay is in memory than should be, so that writers have to wait.
@@ -229,8 +249,6 @@ mod tests {
     use mictlan::meta::key::Key;
     use mictlan::meta::tree::{NodeCache, NodeError, Read, TreeKeys};
     use mictlan::meta::value::Value;
-    use mictlan::meta::view::View;
-    use mictlan::meta::write::WriteSet;
 
     struct World {
         spill: Spill,

@@ -138,10 +138,10 @@ impl Steps {
         Ok(Some((kept.position, writes)))
     }
 
-    /// The next commits as one write set, not much more than `bytes_max` of them.
-    pub fn batch(&mut self, spill: &Spill, bytes_max: usize) -> io::Result<Option<WriteSet>> {
+    /// The next commits as one write set, not much more than the overlay may have in memory.
+    pub fn batch(&mut self, spill: &Spill) -> io::Result<Option<WriteSet>> {
         let mut all: Option<WriteSet> = None;
-        while all.as_ref().is_none_or(|all| all.size_bytes() < bytes_max) {
+        while all.as_ref().is_none_or(|all| all.size_bytes() < spill.bytes_max()) {
             let Some((_, writes)) = self.next(spill)? else { break };
             match &mut all {
                 None => all = Some(writes),
@@ -149,5 +149,33 @@ impl Steps {
             }
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mictlan::id::Ino;
+    use mictlan::meta::key::Key;
+    use mictlan::meta::value::Value;
+
+    #[test]
+    fn what_is_read_back_at_a_time_is_bounded_by_the_memory_of_the_mount() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let spill = Spill::new(temp.path().to_owned(), 100_000).expect("random bytes");
+        let (trail, all) = (Trail::default(), 50);
+        for n in 1..=all {
+            let mut writes = WriteSet::new();
+            let key = Key::Xattr { ino: Ino(n), name: b"user.a".as_slice().into() };
+            writes.put(key, Value::Xattr(vec![1; 10_000].into()));
+            trail.append(&spill, Position(n), &writes);
+        }
+        let mut steps = trail.steps(Position(0), Position(all)).expect("all of them");
+        let mut changes = 0;
+        while let Some(part) = steps.batch(&spill).expect("readable") {
+            assert!(part.size_bytes() < 120_000, "{} bytes at a time", part.size_bytes());
+            changes += part.len() as u64;
+        }
+        assert_eq!(changes, all);
     }
 }

@@ -217,7 +217,8 @@ mod tests {
     use super::*;
     use crate::file::Extent;
     use crate::id::{Name, SessionId};
-    use crate::meta::inode::{FileKind, Inode, Stamp};
+    use crate::meta::inode::tests::plain_file;
+    use crate::meta::inode::{FileKind, Stamp};
     use crate::meta::key::Span;
     use crate::meta::tag::Facts;
 
@@ -230,23 +231,7 @@ mod tests {
     }
 
     fn inode() -> Value {
-        let at = Stamp::default();
-        Value::Inode(Inode {
-            kind: FileKind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            nlink: 1,
-            size: 0,
-            bytes: 0,
-            atime: at,
-            mtime: at,
-            ctime: at,
-            btime: at,
-            rdev: 0,
-            home: Ino::ROOT,
-            target: [].into(),
-        })
+        Value::Inode(plain_file())
     }
 
     fn extent(ino: Ino, offset: u64, len: u32) -> (Key, Value) {

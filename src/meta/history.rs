@@ -78,7 +78,8 @@ mod tests {
     use super::*;
     use crate::id::Name;
     use crate::meta::cover::covered;
-    use crate::meta::inode::{FileKind, Stamp};
+    use crate::meta::inode::Stamp;
+    use crate::meta::inode::tests::plain_file;
     use crate::meta::tag::Facts;
     use crate::meta::write::tests::{built, steps, write_sets};
     use proptest::prelude::*;
@@ -88,22 +89,7 @@ mod tests {
 
     fn inode() -> Inode {
         let at = Stamp { secs: 5, nanos: 0 };
-        Inode {
-            kind: FileKind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            nlink: 1,
-            size: 0,
-            bytes: 0,
-            atime: at,
-            mtime: at,
-            ctime: at,
-            btime: at,
-            rdev: 0,
-            home: Ino(77),
-            target: [].into(),
-        }
+        Inode { atime: at, mtime: at, ctime: at, btime: at, home: Ino(77), ..plain_file() }
     }
 
     fn subject(ino: Ino) -> Subject {

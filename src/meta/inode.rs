@@ -337,6 +337,27 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// An empty file, as plain as one can be.
+    pub(crate) fn plain_file() -> Inode {
+        let at = Stamp::default();
+        Inode {
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            size: 0,
+            bytes: 0,
+            atime: at,
+            mtime: at,
+            ctime: at,
+            btime: at,
+            rdev: 0,
+            home: Ino::ROOT,
+            target: [].into(),
+        }
+    }
+
     pub(crate) fn stamps() -> impl Strategy<Value = Stamp> {
         (-2..3i64, 0..3u32).prop_map(|(secs, nanos)| Stamp { secs, nanos })
     }

@@ -3,6 +3,7 @@
 use crate::file::Extent;
 use crate::hash;
 use crate::id::{ChunkId, Ino, Name, SessionId};
+use crate::meta::inode::tests::plain_file;
 use crate::meta::inode::{FileKind, Inode, InodeMerge, ModeChange, SizeChange, Stamp};
 use crate::meta::key::{Key, Span};
 use crate::meta::payload;
@@ -24,20 +25,16 @@ fn name(n: &[u8]) -> Name {
 fn entries() -> Vec<(Key, Value)> {
     let at = |secs| Stamp { secs, nanos: 123_456_789 };
     let inode = Inode {
-        kind: FileKind::File,
         mode: 0o4755,
         uid: 1_000,
         gid: 100,
-        nlink: 1,
         size: 5_000_000_000,
         bytes: 4_096,
         atime: at(-1),
         mtime: at(1_700_000_000),
         ctime: at(1_700_000_001),
         btime: at(1_600_000_000),
-        rdev: 0,
-        home: Ino::ROOT,
-        target: [].into(),
+        ..plain_file()
     };
     let link =
         Inode { kind: FileKind::Symlink, target: b"../x".as_slice().into(), ..inode.clone() };

@@ -1,6 +1,7 @@
 //! The snapshot of a volume's map: a canonical prolly tree of chunks.
 //!
-//! Owns: nodes and their identities, where they end, walks over them, and rebuilding what changed.
+//! Owns: nodes and their identities, where they end, walks over them, rebuilding what changed, and
+//! what one tree has that another has not.
 //! Never: seals or fetches: new nodes go to a sink that says their address, and a node that is not
 //! in memory is named, fetched by the caller, and asked for again.
 //! Invariant: the same map is the same tree, node for node, however it was built.
@@ -11,12 +12,14 @@ mod node;
 mod read;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unshared;
 mod update;
 
 pub use build::{Builder, NODE_MIN, NewNode};
 pub use cache::NodeCache;
 pub use node::{Child, Form, Node};
 pub use read::Tree;
+pub use unshared::Unshared;
 pub use update::{Update, UpdateError};
 
 pub(crate) use node::change;

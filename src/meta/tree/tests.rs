@@ -94,10 +94,14 @@ impl Disk {
 
     /// The identities of all nodes that the root reaches.
     fn reached(&self, root: NodeRef) -> BTreeSet<NodeIdentity> {
+        self.nodes_of(root).into_iter().map(|node| node.identity).collect()
+    }
+
+    fn nodes_of(&self, root: NodeRef) -> BTreeSet<NodeRef> {
         let mut found = BTreeSet::new();
         let mut waiting = vec![root];
         while let Some(at) = waiting.pop() {
-            found.insert(at.identity);
+            found.insert(at);
             let node = Node::decode(self.stored[&at].clone()).expect("what was kept");
             assert!(node.bytes().len() <= NODE_MAX);
             if node.level() > 0 {
@@ -105,6 +109,23 @@ impl Disk {
             }
         }
         found
+    }
+
+    /// What is named of the tree `root` beside `old`, a few at a time.
+    fn unshared(&self, old: &Tree, root: NodeRef) -> BTreeSet<NodeRef> {
+        let mut walk = Unshared::new(old, root);
+        let mut named = BTreeSet::new();
+        loop {
+            let nodes = walk.next(3);
+            if nodes.is_empty() {
+                return named;
+            }
+            for at in nodes {
+                assert!(named.insert(at), "named twice");
+                let node = Node::decode(self.stored[&at].clone()).expect("what was kept");
+                self.ask(|| walk.add(&node));
+            }
+        }
     }
 }
 
@@ -266,6 +287,28 @@ fn an_update_touches_only_changed_paths() {
     assert_ne!(root, tree.root());
     let made = disk.stored.len() - before;
     assert!(loads <= 4 && made <= 4, "loaded {loads}, made {made}");
+}
+
+#[test]
+fn what_a_tree_does_not_share_with_an_older_one_is_named_and_nothing_else() {
+    let mut disk = Disk::new();
+    let map = large_map(40_000);
+    let old = disk.build(&map);
+    let mut writes = WriteSet::new();
+    for n in 0..30 {
+        let (key, value) = entry(n * n * 131, 60);
+        if n % 3 == 0 { writes.delete(key) } else { writes.put(key, value) }
+    }
+    let new = disk.update(&old, &writes);
+    let fresh = &disk.nodes_of(new.root()) - &disk.nodes_of(old.root());
+    assert!(fresh.len() > 10, "{} nodes", fresh.len());
+    assert_eq!(disk.unshared(&old, new.root()), fresh);
+    assert!(disk.unshared(&old, old.root()).is_empty());
+    // The same map at other addresses: nothing of it is there because the other is.
+    let mut other = Disk::salted(1);
+    let root = other.build(&map).root();
+    disk.stored.extend(other.stored);
+    assert_eq!(disk.unshared(&old, root), disk.nodes_of(root));
 }
 
 #[test]
