@@ -1,7 +1,7 @@
 //! P1 and the mount's own life: what was acknowledged is there, whatever ends the daemon.
 
 use mictlan_tests::harness::{Home, assert_same_tree, wait_until};
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -74,7 +74,7 @@ fn a_file_that_came_and_went_takes_nothing_else_with_it() {
         let passing = dir.join("passing");
         fs::write(&passing, vec![7; 50_000]).expect("written");
         fs::remove_file(&passing).expect("removed");
-        let opened = fs::File::create(&passing).expect("created");
+        let opened = File::create(&passing).expect("created");
         fs::remove_file(&passing).expect("removed while it is open");
         (&opened).write_all(b"more").expect("written");
         drop(opened);
@@ -98,6 +98,46 @@ fn a_file_that_came_and_went_takes_nothing_else_with_it() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "the rename and the syncs are what is tested")]
+fn a_file_without_a_name_from_its_first_commit_on_stops_nothing() {
+    // What tmpfile(3) does: made, unlinked, and in use over many commits.
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let path = dir.join("nameless");
+    let open = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
+    let mut nameless: Vec<File> = Vec::new();
+    for round in 0..3 {
+        let file = open().expect("created");
+        fs::remove_file(&path).expect("removed");
+        nameless.push(file);
+        let replaced = dir.join("replaced");
+        nameless.push(File::create(&replaced).expect("created"));
+        fs::write(dir.join("new"), b"new").expect("written");
+        fs::rename(dir.join("new"), &replaced).expect("renamed over an open file");
+        let kept = dir.join(format!("kept-{round}"));
+        fs::write(&kept, b"kept").expect("written");
+        File::open(&kept).and_then(|file| file.sync_all()).expect("committed");
+        for file in &mut nameless {
+            file.write_all(b"more").expect("it is in use");
+            file.sync_all().expect("committed");
+        }
+    }
+    // And once more with all of it in the journal alone.
+    nameless.push(open().expect("created"));
+    fs::remove_file(&path).expect("removed");
+    fs::write(dir.join("kept-3"), b"kept").expect("written");
+    home.kill_daemon(&dir);
+    drop(nameless);
+    let dir = home.mount("mnt");
+    let log = home.log();
+    assert!(!log.contains("void"), "{log}");
+    for round in 0..4 {
+        let kept = fs::read(dir.join(format!("kept-{round}"))).expect("it was acknowledged");
+        assert_eq!(kept, b"kept", "{round}{log}");
+    }
+}
+
+#[test]
 fn each_of_two_closes_at_once_waits_for_the_chunks() {
     // Two descriptors of one open file, as a child that is started meanwhile has: whichever close
     // returns first has promised that the bytes are there.
@@ -105,7 +145,7 @@ fn each_of_two_closes_at_once_waits_for_the_chunks() {
     let dir = home.mount("mnt");
     for round in 0..8 {
         let path = dir.join(format!("file-{round}"));
-        let mut file = fs::File::create(&path).expect("created");
+        let mut file = File::create(&path).expect("created");
         let other = file.try_clone().expect("a second descriptor");
         file.write_all(&noise(round, 9 << 20)).expect("written");
         let (closed, first) = mpsc::channel();

@@ -3,8 +3,10 @@
 use mictlan_mount::session::mounted_type;
 use mictlan_tests::disk::{is_root, needs_root};
 use mictlan_tests::harness::{DEADLINE, Home};
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -100,6 +102,35 @@ fn a_time_that_was_set_stays_and_ctime_never_goes_back() {
         stamp(&open) <= stamp(&closed) && stamp(&closed) <= stamp(&later),
         "{open:?} {later:?}"
     );
+}
+
+#[test]
+fn a_time_before_1970_is_what_was_set() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let path = dir.join("file");
+    fs::write(&path, b"old").expect("written");
+    let year = 31_536_000;
+    for (secs, nanos) in [(-1, 500_000_000), (-1, 1), (-1, 0), (-10 * year, 999_999_999)] {
+        set_times(&path, secs, nanos);
+        let meta = fs::metadata(&path).expect("stat");
+        let both = [(meta.mtime(), meta.mtime_nsec()), (meta.atime(), meta.atime_nsec())];
+        assert_eq!(both, [(secs, nanos); 2]);
+    }
+    let before = fs::metadata(&path).expect("stat");
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    let after = fs::metadata(dir.join("file")).expect("stat");
+    assert_eq!((after.mtime(), after.mtime_nsec()), (before.mtime(), before.mtime_nsec()));
+}
+
+/// Access and modification, as the system call takes them.
+fn set_times(path: &Path, secs: i64, nanos: i64) {
+    let path = CString::new(path.as_os_str().as_bytes()).expect("no zero in it");
+    let time = libc::timespec { tv_sec: secs, tv_nsec: nanos };
+    // SAFETY: a path that ends with zero, and the two times that the call wants.
+    let done = unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), [time; 2].as_ptr(), 0) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
 #[test]

@@ -93,7 +93,8 @@ impl Volume {
     fn is_due(&self) -> bool {
         let progress = *self.progress.borrow();
         let core = self.core();
-        let full = |batch: &Batch| batch.closed || batch.writes.size_bytes() >= BATCH_BYTES;
+        let full =
+            |batch: &Batch| batch.closed || batch.gathered.writes.size_bytes() >= BATCH_BYTES;
         let wanted = progress.wanted > progress.committed && !core.queue.is_empty();
         let between = core.is_between_attempts();
         let batch_due = core.queue.front().is_some_and(full);
@@ -267,8 +268,8 @@ impl Volume {
     fn seal_payload(&self, ring: &KeyRing) -> Result<Sealed, FsError> {
         let core = self.core();
         let batch = core.queue.front().expect("only this task takes batches away");
-        let links = payload::links(&batch.writes);
-        let plaintext = payload::encode(&batch.writes);
+        let links = payload::links(&batch.gathered.writes);
+        let plaintext = payload::encode(&batch.gathered.writes);
         drop(core);
         let sealed = seal::seal(ring.current(), Kind::Payload, Codec::Zstd, &links, &plaintext);
         sealed.map_err(|error| {
@@ -288,13 +289,13 @@ impl Volume {
         let keys = ring.current();
         let core = self.core();
         let batch = core.queue.front().expect("only this task takes batches away");
-        let tags = batch.facts.tags(keys.tag_key()).map_err(|error| {
+        let tags = batch.gathered.facts.tags(keys.tag_key()).map_err(|error| {
             tracing::error!(%error, "a batch was allowed too many facts");
             FsError::Io
         })?;
         // Whoever follows the log would skip it; then it must not be called committed.
-        let fresh = |ino| batch.made.contains(&ino);
-        if let Err(why) = cover::covered(&batch.writes, &tags, keys.tag_key(), fresh) {
+        let fresh = |ino| batch.gathered.begins(ino);
+        if let Err(why) = cover::covered(&batch.gathered.writes, &tags, keys.tag_key(), fresh) {
             tracing::error!(%why, "a commit would be void; it is kept in the journal");
             return Err(FsError::Io);
         }
@@ -302,7 +303,7 @@ impl Volume {
         let body = Body::Commit(Commit {
             attempt,
             base: batch.base,
-            changes: batch.writes.len() as u64,
+            changes: batch.gathered.writes.len() as u64,
             inline: inline.as_ref().map(chunk_ref),
             key_epoch: keys.epoch(),
             n,

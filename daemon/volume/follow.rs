@@ -338,7 +338,7 @@ impl Volume {
         let batch = core.queue.pop_front();
         drop(core);
         if let Some(batch) = &batch {
-            self.trail.append(&self.spill, at, &batch.writes);
+            self.trail.append(&self.spill, at, &batch.gathered.writes);
         }
         for (inline, _) in batch.iter().flat_map(|batch| &batch.inline) {
             self.chunks.let_go(inline.address);

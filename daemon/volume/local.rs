@@ -145,7 +145,7 @@ impl Volume {
         let writes = Arc::new(planned.writes);
         core.view.push_local(seq.0, writes.clone());
         let batch = core.batch(&planned.facts, seq);
-        batch.add(&writes, planned.facts, made);
+        batch.gathered.add(&writes, planned.facts, made);
         let placed = Placed { seq, now, covers, op: op.clone(), waited_for: under == Under::Wait };
         batch.placed.push(placed);
         batch.until = until;

@@ -11,12 +11,11 @@ use crate::chunks::Put;
 use mictlan::cluster::place::Copies;
 use mictlan::id::{Attempt, Epoch, Ino, Position, SessionId};
 use mictlan::meta::error::FsError;
+use mictlan::meta::gather::Gathered;
 use mictlan::meta::inode::Stamp;
-use mictlan::meta::key::Key;
 use mictlan::meta::namespace::Op;
-use mictlan::meta::tag::{Fact, Facts};
+use mictlan::meta::tag::Facts;
 use mictlan::meta::view::View;
-use mictlan::meta::write::WriteSet;
 use mictlan::seal::Sealed;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -84,8 +83,7 @@ pub type Inline = (Sealed, Copies);
 /// Operations that become one commit.
 pub struct Batch {
     pub placed: Vec<Placed>,
-    pub writes: WriteSet,
-    pub facts: Facts,
+    pub gathered: Gathered,
     /// Every operation before it and not in an earlier batch is in here.
     pub until: Seq,
     /// The oldest entry of the journal that a replay of this batch needs.
@@ -96,8 +94,6 @@ pub struct Batch {
     pub puts: Vec<Put>,
     /// At most 64 KiB of data that travels beside the payload.
     pub inline: Option<Inline>,
-    /// Inodes that begin in this batch: nobody else can have a fact about them.
-    pub made: HashSet<Ino>,
     pub since: Instant,
     /// Proposed, or about to be: no operation is added any more.
     pub closed: bool,
@@ -114,51 +110,22 @@ impl Batch {
     pub fn new(base: Position, until: Seq) -> Self {
         Self {
             placed: Vec::new(),
-            writes: WriteSet::new(),
-            facts: Facts::default(),
+            gathered: Gathered::default(),
             until,
             floor: until,
             base,
             puts: Vec::new(),
             inline: None,
-            made: HashSet::new(),
             since: Instant::now(),
             closed: false,
         }
     }
 
-    pub fn facts_count(&self) -> usize {
-        self.facts.reads.len() + self.facts.writes.len() + self.facts.adds.len()
-    }
-
     pub fn takes(&self, facts: &Facts) -> bool {
         let more = facts.reads.len() + facts.writes.len() + facts.adds.len();
         !self.closed
-            && self.facts_count() + more <= FACTS_MAX
-            && self.writes.size_bytes() < BATCH_BYTES
-    }
-
-    /// Adds one operation. Facts about inodes that this very batch makes bind nobody else; but of
-    /// one that ends in it as well, all that is left is its end, which nobody can tell from that of
-    /// an older inode, and which the void rule therefore wants covered.
-    pub fn add(&mut self, writes: &WriteSet, facts: Facts, made: Option<Ino>) {
-        self.made.extend(made);
-        for key in writes.deletes() {
-            if let Key::Inode(ino) = key {
-                self.made.remove(&ino);
-            }
-        }
-        let free = |fact: &Fact| match fact {
-            Fact::Data(ino) | Fact::Bucket(ino, _) | Fact::Attr(ino) | Fact::Links(ino) => {
-                self.made.contains(ino)
-            }
-            // The void rule wants the names of a new directory covered too.
-            Fact::Exists(_) | Fact::Children(_) | Fact::Name(..) | Fact::DirMove => false,
-        };
-        self.facts.reads.extend(facts.reads.into_iter().filter(|fact| !free(fact)));
-        self.facts.writes.extend(facts.writes.into_iter().filter(|fact| !free(fact)));
-        self.facts.adds.extend(facts.adds.into_iter().filter(|fact| !free(fact)));
-        self.writes.then(writes);
+            && self.gathered.facts_count() + more <= FACTS_MAX
+            && self.gathered.writes.size_bytes() < BATCH_BYTES
     }
 }
 

@@ -27,16 +27,16 @@ pub(super) fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }
 
+/// A time out of a request. Of one before 1970 the library makes the distance of its seconds and
+/// adds its nanoseconds to that (`system_time_from_time` of fuser 0.18), so that what comes here is
+/// further back than what was meant: each part is taken from where it was put.
 pub(super) fn stamp(time: SystemTime) -> Stamp {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Stamp { secs: after.as_secs() as i64, nanos: after.subsec_nanos() },
         Err(before) => {
             let before = before.duration();
-            let (secs, nanos) = (before.as_secs() as i64, before.subsec_nanos());
-            match nanos {
-                0 => Stamp { secs: -secs, nanos: 0 },
-                _ => Stamp { secs: -secs - 1, nanos: 1_000_000_000 - nanos },
-            }
+            let secs = (before.as_secs() as i64).wrapping_neg();
+            Stamp { secs, nanos: before.subsec_nanos() }
         }
     }
 }

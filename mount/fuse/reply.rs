@@ -227,17 +227,3 @@ pub(super) fn sized(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError
         Err(error) => reply.error(errno(&error)),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fuse::convert::stamp;
-
-    #[test]
-    fn a_time_before_1970_is_the_same_both_ways() {
-        for (secs, nanos) in [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-2, 999_999_999)] {
-            let wanted = Stamp { secs, nanos };
-            assert_eq!(stamp(system_time(wanted)), wanted);
-        }
-    }
-}

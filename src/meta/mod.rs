@@ -6,6 +6,7 @@
 
 pub mod cover;
 pub mod error;
+pub mod gather;
 pub mod history;
 pub mod inode;
 pub mod key;
@@ -21,6 +22,7 @@ pub mod write;
 
 pub use cover::{Void, covered, judge};
 pub use error::{FsError, ReadError};
+pub use gather::Gathered;
 pub use inode::{FileKind, Inode, InodeMerge, ModeChange, SizeChange, Stamp};
 pub use key::{Key, KeyBytes, Span};
 pub use tag::{Fact, Facts, Tag, TagList};

@@ -1,6 +1,7 @@
 //! The namespace behaves as POSIX: random operations on it and on a reference that anyone can
 //! read give the same replies, attributes, listings and bytes.
 
+mod gather;
 mod journal;
 mod listing;
 mod mounted;
