@@ -4,8 +4,10 @@ use mictlan::id::SessionId;
 use mictlan_tests::forger;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Three, files, noise, write_through};
-use std::fs::{self, File};
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is made while nobody takes a commit: names, bytes, and bytes that were asked to be durable.
@@ -123,6 +125,128 @@ fn a_journal_that_has_all_the_bytes_waits_for_no_peer_that_is_away() {
     three.peers[..2].iter().for_each(|peer| peer.serve_until("serving"));
     let dir = alice.mount("mnt");
     assert!(fs::read(dir.join("file")).expect("readable") == noise(1, 100_000), "{}", alice.log());
+}
+
+fn set_attribute(path: &Path, name: &str, value: &str) {
+    let mut command = Command::new("setfattr");
+    let set = command.args(["-n", name, "-v", value]).arg(path).status();
+    assert!(set.expect("setfattr is installed").success(), "{name}");
+}
+
+/// After a change of mode: an heir seals what was written before it, and does not wait for more.
+fn change_mode(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("acknowledged");
+}
+
+fn append(path: &Path, bytes: &[u8]) {
+    let mut file = OpenOptions::new().append(true).open(path).expect("it is there");
+    file.write_all(bytes).expect("acknowledged");
+    drop(file);
+    change_mode(path);
+}
+
+fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all_at(bytes, 0)
+}
+
+/// Mounts, and is killed as soon as it has committed what `done` sees.
+fn mount_and_die(home: &Home, dir: &Path, done: impl Fn() -> bool) {
+    let log = File::options().append(true).open(home.path().join("processes.log"));
+    let mut mount = home.command(&["mount".as_ref(), dir.as_os_str()]);
+    let mut mount = mount.stderr(log.expect("a log")).spawn().expect("the program starts");
+    wait_until("it has committed a part", done);
+    mount.kill().and_then(|()| mount.wait()).expect("it waits for the mount");
+    home.kill_daemon(dir);
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let listed = fs::read_dir(dir).expect("listed").map(|entry| entry.expect("an entry"));
+    let mut names: Vec<_> =
+        listed.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// In the directory whose files have one copy each.
+fn one(dir: &Path, name: &str) -> PathBuf {
+    dir.join("one").join(name)
+}
+
+/// More than one commit holds, and then what no commit holds without a chunk beside it.
+#[expect(clippy::disallowed_methods, reason = "a program's own rename is tested")]
+fn change(dir: &Path) {
+    append(&one(dir, "log"), b"appended");
+    overwrite(&one(dir, "shared"), b"alice").expect("acknowledged");
+    change_mode(&one(dir, "shared"));
+    fs::remove_file(one(dir, "old")).expect("acknowledged");
+    fs::rename(one(dir, "a"), one(dir, "b")).expect("acknowledged");
+    for n in 0..20 {
+        set_attribute(&one(dir, "fill"), &format!("user.{n}"), &"x".repeat(60_000));
+    }
+    let value = format!("0x{}", hex::encode(noise(1, 30_000)));
+    set_attribute(&one(dir, "fill"), "user.last", &value);
+    append(&one(dir, "log2"), b"appended");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
+fn what_an_heir_had_committed_when_it_was_killed_is_not_done_again() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    fs::create_dir(dir.join("one")).expect("made");
+    set_attribute(&dir.join("one"), "user.mictlan.replicas", "1");
+    for name in ["log", "log2", "shared", "old", "a", "fill"] {
+        fs::write(one(&dir, name), format!("{name}: first, ")).expect("written");
+    }
+    File::open(&dir).and_then(|root| root.sync_all()).expect("all is committed");
+    wait_until("the mount is alone on the volume", || !alice.is_beside_others());
+
+    three.peers.iter().for_each(|peer| peer.kill());
+    change(&dir);
+    alice.kill_daemon(&dir);
+
+    // Two peers take no chunk: those of `one` have the copy that they need, that of the last commit
+    // has one of two.
+    three.peers[0].serve_until("serving");
+    three.peers[1..].iter().for_each(|peer| peer.offer("1K"));
+    let seen = bob.mount_with("seen", &["-o", "ro"]);
+    mount_and_die(&alice, &dir, || one(&seen, "b").exists());
+    bob.unmount(&seen);
+
+    // Others go on with what was there.
+    three.peers[1..].iter().for_each(|peer| {
+        peer.kill();
+        peer.offer("100G");
+    });
+    let other = bob.mount("mnt");
+    assert_eq!(fs::read(one(&other, "log")).expect("there"), b"log: first, appended");
+    // It is known a moment later that there is room again.
+    wait_until("it is written", || overwrite(&one(&other, "shared"), b"bob..").is_ok());
+    for name in ["old", "a"] {
+        wait_until("it is written", || fs::write(one(&other, name), b"bob").is_ok());
+    }
+    bob.unmount(&other);
+
+    let dir = alice.mount("mnt");
+    let other = bob.mount("mnt");
+    let expected = [
+        ("a", "bob"),
+        ("b", "a: first, "),
+        ("fill", "fill: first, "),
+        ("log", "log: first, appended"),
+        ("log2", "log2: first, appended"),
+        ("old", "bob"),
+        ("shared", "bob..d: first, "),
+    ];
+    for (dir, who) in [(&dir, &alice), (&other, &bob)] {
+        assert_eq!(names(dir), ["ledger", "one"], "{}", who.log());
+        assert_eq!(names(&dir.join("one")), expected.map(|(name, _)| name), "{}", who.log());
+        for (name, text) in expected {
+            let read = fs::read_to_string(one(dir, name)).expect("there");
+            assert_eq!(read, text, "{name}{}", who.log());
+        }
+    }
 }
 
 #[test]

@@ -63,6 +63,12 @@ impl Peer {
         *self.pid() = Some(started);
     }
 
+    /// Serves again and takes chunks up to so much, such as `1K`, from now on.
+    pub fn offer(&self, capacity: &str) {
+        let all = ["serve", "--domain", &self.domain, "--capacity", capacity];
+        *self.pid() = Some(self.home.start(&all, "serving"));
+    }
+
     /// Its process stands still: connections to it are taken and never answered.
     pub fn hang(&self) {
         signal(self.pid().expect("it runs"), libc::SIGSTOP);

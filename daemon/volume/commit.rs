@@ -132,7 +132,7 @@ impl Volume {
         let now = Instant::now();
         let due = |file: &Arc<OpenFile>| {
             let data = file.data();
-            let journaled = data.journaled.is_some() || data.tail.is_journaled();
+            let journaled = data.journaled.is_some() || data.tail.place().is_some();
             data.since.is_some_and(|since| tight || journaled || since + BEHIND <= now)
         };
         files.into_iter().filter(due).collect()

@@ -140,11 +140,11 @@ impl Volume {
     }
 
     async fn place_second(&self, placed: Placed) -> Result<(), FsError> {
-        let Placed { now, covers, op, .. } = placed;
+        let Placed { now, holds, op, .. } = placed;
         loop {
             let tried = {
                 let mut core = self.core();
-                let tried = self.try_place(&mut core, &op, now, covers, Under::Again);
+                let tried = self.try_place(&mut core, &op, now, holds, Under::Again);
                 if let Ok(Tried::Done(..)) = tried {
                     let done = core.replan.as_mut().map(|replan| {
                         replan.again.pop_front();
@@ -163,7 +163,7 @@ impl Volume {
                     return Err(error);
                 }
                 Err(error) => {
-                    self.refused_again(now, op, error, Under::Again).await?;
+                    self.refused_again(now, op, error, holds.origin, Under::Again).await?;
                     if let Some(replan) = &mut self.core().replan {
                         replan.again.pop_front();
                     }

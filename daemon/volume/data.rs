@@ -8,7 +8,7 @@
 
 use super::commit::not_durable;
 use super::file::{OpenFile, What};
-use super::journal::{Entry, Seq};
+use super::journal::{Entry, Journaled, Seq};
 use super::local::{broken, journal_failed, now};
 use super::state::Mode;
 use super::{Stale, Volume};
@@ -167,13 +167,13 @@ impl Volume {
             let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
             let entry = Entry::Data { ino: file.ino, offset, mtime, kill_priv, bytes };
             let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
-            data.journaled.get_or_insert(seq);
+            data.journaled(Journaled::here(seq));
         }
         if let Some(bytes) = data.tail.unjournaled() {
             let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
             let entry = Entry::Appended { ino: file.ino, mtime, kill_priv, bytes };
             let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
-            data.tail.journaled(seq);
+            data.tail.journaled(Journaled::here(seq));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! `sealing`, then the view's extents. A reader asks them in this order. Appended bytes are in
 //! `tail` instead, and while there are any, nothing is written to `dirty`.
 
-use super::journal::Seq;
+use super::journal::{Journaled, Seq};
 use super::tail::Tail;
 use crate::chunks::Put;
 use crate::chunks::budget::Charge;
@@ -42,11 +42,10 @@ pub struct FileData {
     pub pending: Option<Pending>,
     /// Ranges of `dirty` that the journal does not have.
     pub unjournaled: Vec<Range<u64>>,
-    /// The first entry of the journal that has bytes of `dirty`, if one does: the next commit
-    /// takes them along.
-    pub journaled: Option<Seq>,
+    /// Where bytes of `dirty` are in journals, if they are: the next commit takes them along.
+    pub journaled: Option<Journaled>,
     /// The same of the bytes in `sealing`.
-    pub journaled_sealing: Option<Seq>,
+    pub journaled_sealing: Option<Journaled>,
     /// Chunks of this file on their way to their peers.
     pub puts: Vec<Put>,
     /// Open handles.
@@ -113,8 +112,8 @@ impl OpenFile {
                 data.unjournaled.push(gap);
             }
         }
-        let sealing = data.journaled_sealing.take();
-        data.journaled = data.journaled.into_iter().chain(sealing).min();
+        let (sealing, since) = (data.journaled_sealing.take(), data.journaled);
+        data.journaled = sealing.map_or(since, |sealing| Some(sealing.and(since)));
         data.tail.put_back();
         if data.waiting_bytes() > 0 {
             data.since.get_or_insert_with(tokio::time::Instant::now);
@@ -147,6 +146,11 @@ impl FileData {
             _ => self.unjournaled.push(offset..end),
         }
         self.changed(end, now, kill_priv);
+    }
+
+    /// The dirty bytes are in a journal now; the last of them at `place`.
+    pub fn journaled(&mut self, place: Journaled) {
+        self.journaled = Some(self.journaled.map_or(place, |first| first.and(Some(place))));
     }
 
     /// Takes in bytes that belong behind the end, wherever that will be.
@@ -267,7 +271,7 @@ impl FileData {
     /// The oldest entry of the journal that a replay would still need for this file.
     pub fn floor(&self) -> Option<Seq> {
         let dirty = self.journaled.into_iter().chain(self.journaled_sealing);
-        dirty.chain(self.tail.floor()).min()
+        dirty.map(|place| place.first).chain(self.tail.floor()).min()
     }
 
     /// The attributes as the writer must see them.
@@ -330,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_in_the_journal_are_sealed_all_at_once_and_others_chunk_by_chunk() {
         let cutter = Cutter::new(&[1; 32]);
-        for journaled in [None, Some(Seq(3))] {
+        for journaled in [None, Some(Journaled::here(Seq(3)))] {
             for what in [What::WholeChunks, What::Everything] {
                 let mut data = FileData { journaled, ..FileData::default() };
                 data.dirty.write(0, &vec![7; 2 * Cutter::MAX]);

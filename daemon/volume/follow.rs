@@ -366,11 +366,20 @@ impl Volume {
         !self.core().queue.is_empty() || files.iter().any(|file| file.data().floor().is_some())
     }
 
+    /// Gives back what the journal has kept beyond that.
+    pub(super) fn trim_journal(&self) {
+        self.trim(self.journal_floor());
+    }
+
     fn committed(&self, until: Seq, floor: Option<Seq>) {
         self.progress.send_modify(|progress| {
             progress.committed = progress.committed.max(until);
             progress.stuck = None;
         });
+        self.trim(floor);
+    }
+
+    fn trim(&self, floor: Option<Seq>) {
         if let (Some(journal), Some(floor)) = (&self.journal, floor)
             && let Err(error) = journal.trim(floor)
         {

@@ -4,7 +4,7 @@
 //! Invariant: an operation is in the journal before it is in the view, and in the view before it
 //! is answered.
 
-use super::journal::{Entry, JournalError, Seq};
+use super::journal::{Entry, Holds, JournalError, Seq};
 use super::state::{BATCHES_MAX, Core, Mode, Placed};
 use super::{Volume, commit::Committed};
 use mictlan::id::{Ino, Name};
@@ -56,7 +56,8 @@ impl Volume {
             Mode::Lost => return Err(self.lost_errno()),
         }
         loop {
-            let tried = self.try_place(&mut self.core(), &op, now, None, Under::Lease)?;
+            let tried =
+                self.try_place(&mut self.core(), &op, now, Holds::default(), Under::Lease)?;
             match tried {
                 Tried::Done(reply, _) => {
                     self.work.notify_one();
@@ -75,7 +76,7 @@ impl Volume {
         let _turn = self.turn.lock().await;
         loop {
             self.catch_up(deadline).await?;
-            let (reply, seq) = self.place(op, now, Under::Wait).await?;
+            let (reply, seq) = self.place(op, now, Holds::default(), Under::Wait).await?;
             let Some(seq) = seq else { return Ok(reply) };
             match self.commit_now(seq, deadline).await? {
                 Committed::Yes => return Ok(reply),
@@ -95,10 +96,11 @@ impl Volume {
         &self,
         op: &Op,
         now: Stamp,
+        holds: Holds,
         under: Under,
     ) -> Result<(Reply, Option<Seq>), FsError> {
         loop {
-            let tried = self.try_place(&mut self.core(), op, now, None, under)?;
+            let tried = self.try_place(&mut self.core(), op, now, holds, under)?;
             match tried {
                 Tried::Done(reply, seq) => return Ok((reply, seq)),
                 Tried::Missing(node) => self.fetch_node(node).await?,
@@ -113,7 +115,7 @@ impl Volume {
         core: &mut Core,
         op: &Op,
         now: Stamp,
-        covers: Option<Seq>,
+        holds: Holds,
         under: Under,
     ) -> Result<Tried, FsError> {
         if under == Under::Lease && !matches!(core.session.mode, Mode::Leased { .. }) {
@@ -135,7 +137,7 @@ impl Volume {
         }
         let base = core.view.position();
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
-        let entry = Entry::Op { now, base, covers, op: op.clone() };
+        let entry = Entry::Op { now, base, holds, op: op.clone() };
         let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
         let until = Seq(seq.0 + 1);
         let made = match (op, &planned.reply) {
@@ -146,7 +148,7 @@ impl Volume {
         core.view.push_local(seq.0, writes.clone());
         let batch = core.batch(&planned.facts, seq);
         batch.gathered.add(&writes, planned.facts, made);
-        let placed = Placed { seq, now, covers, op: op.clone(), waited_for: under == Under::Wait };
+        let placed = Placed { seq, now, holds, op: op.clone(), waited_for: under == Under::Wait };
         batch.placed.push(placed);
         batch.until = until;
         Ok(Tried::Done(planned.reply, Some(seq)))

@@ -6,27 +6,28 @@
 //! The order, and what a crash leaves at each step:
 //! 1. the old session is fenced, naming this one: it can commit nothing any more (crash: the next
 //!    mount is told who was named, and fences that one, naming itself);
-//! 2. its entries after the last accepted request are placed again, into this session's journal
-//!    (crash: both journals are there; the second replay finds what this session committed);
-//! 3. they are committed (crash: the old journal is replayed once more; what it made is there and
-//!    is not made again, bytes at their places are written once more, appended ones are appended
-//!    once more, and a name that went meanwhile is a refused operation);
-//! 4. the old journal is removed.
+//! 2. its entries after the last accepted request are placed again, into this session's journal,
+//!    each with its origin (crash: both journals are there, and both sessions are taken over);
+//! 3. they are committed (crash: what the next mount is told of this session's last request says
+//!    which origins are done; the others are placed again from where they come);
+//! 4. the old journals are removed, the oldest first (crash: what an heir's journal has of one that
+//!    is gone is committed).
 //!
 //! A session can take one other's place, and with that the places which that one took. Journals of
 //! sessions that have nothing to do with each other need a session each: `recover` does what it
 //! can and says that there are more.
 //!
-//! Invariant: an acknowledged entry is committed again, or kept as `keep` says.
+//! Invariant: an acknowledged entry is committed once, or kept as `keep` says.
 
 mod choose;
 pub(super) mod keep;
 
-use self::choose::{Again, choose, chunks_of, only_on_peers};
+use self::choose::{Again, Known, choose, chunks_of, done, only_on_peers};
 use super::Volume;
+use super::data::STREAM_BYTES;
 use super::epoch::Moved;
 use super::file::{OpenFile, What};
-use super::journal::Left;
+use super::journal::{Holds, Journaled, Left, Origin, Seq};
 use super::local::Under;
 use super::start::OpenError;
 use mictlan::cluster::refusal::Refusal;
@@ -39,6 +40,12 @@ use mictlan::meta::namespace::{Op, SetTime};
 use mictlan::wire::{Answer, Query};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// So long a peer is asked again which cannot be asked.
+const ASKED_FOR: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// How the session of a journal stands.
 enum Fenced {
@@ -52,31 +59,45 @@ enum Fenced {
 
 /// What became of a journal.
 enum Taken {
-    Over,
+    Over(Ended),
+    /// There was nothing in it.
+    Empty,
     /// It stays for somebody to look at.
     NotAtAll,
     /// Another session can do it.
     NotByThis(String),
 }
 
+/// A journal whose session commits nothing more.
+struct Ended {
+    left: Left,
+    /// The last accepted request.
+    last: Option<(Attempt, u64)>,
+    /// Of the chunks that it names, those that are on the peers.
+    durable: HashSet<ChunkId>,
+}
+
 impl Volume {
     /// Whether that was all of them. If not, another session goes on: each one does at least one.
     pub(super) async fn recover(self: &Arc<Self>, left: Vec<Left>) -> Result<bool, OpenError> {
-        let (mut done, mut refused) = (0, None);
+        let (mut ended, mut empty, mut refused) = (Vec::new(), false, None);
         for left in left {
-            match self.recover_one(left).await? {
-                Taken::Over => done += 1,
+            match self.end_left(left).await? {
+                Taken::Over(one) => ended.push(one),
+                Taken::Empty => empty = true,
                 Taken::NotAtAll => {}
                 Taken::NotByThis(why) => refused = Some(why),
             }
         }
         match refused {
-            Some(why) if done == 0 => Err(OpenError::TakeOver(why)),
-            refused => Ok(refused.is_none()),
+            Some(why) if ended.is_empty() && !empty => return Err(OpenError::TakeOver(why)),
+            _ if ended.is_empty() => {}
+            _ => self.take_over(ended).await?,
         }
+        Ok(refused.is_none())
     }
 
-    async fn recover_one(self: &Arc<Self>, left: Left) -> Result<Taken, OpenError> {
+    async fn end_left(&self, left: Left) -> Result<Taken, OpenError> {
         let session = left.about.session;
         if left.unread_bytes > 0 {
             tracing::warn!(%session, bytes = left.unread_bytes,
@@ -85,36 +106,58 @@ impl Volume {
         }
         if left.entries.is_empty() {
             left.remove()?;
-            return Ok(Taken::Over);
+            return Ok(Taken::Empty);
         }
         // First, because it can fail: then nobody was named as an heir in vain.
         let durable = self.durable_of(&left).await?;
-        let last = match self.fence(session).await? {
-            Fenced::Now(last) => last, // step 1
-            Fenced::NotByThis(why) => return Ok(Taken::NotByThis(why)),
+        match self.fence(session).await? {
+            Fenced::Now(last) => Ok(Taken::Over(Ended { left, last, durable })), // step 1
+            Fenced::NotByThis(why) => Ok(Taken::NotByThis(why)),
             Fenced::Forgotten => {
                 tracing::warn!(%session, dir = %left.dir().display(),
                     "the network does not know any more what this journal's mount had committed: \
                      it stays as it is, and nothing of it is done again; what it names may be in \
                      the volume already. Move the directory away when it is not needed");
-                return Ok(Taken::NotAtAll);
+                Ok(Taken::NotAtAll)
             }
-        };
-        let again = choose(&left.entries, last, &durable);
-        let count = again.len();
-        tracing::info!(%session, ?last, entries = left.entries.len(), durable = durable.len(), count,
-            "taking over the journal of an earlier mount");
+        }
+    }
+
+    async fn take_over(self: &Arc<Self>, ended: Vec<Ended>) -> Result<(), OpenError> {
+        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+        journal.keep_all(true);
+        let done = ended.iter().flat_map(|ended| done(&ended.left.entries, ended.last)).collect();
+        // The newest first: what an heir did besides taking over is what the rest goes on from.
+        for ended in ended.iter().rev() {
+            self.place_left(ended, &done).await?; // step 2
+        }
+        let committed = || self.progress.borrow().committed;
+        while_it_gets_on(committed, || self.flush(self.options.deadline)).await?; // step 3
+        for Ended { left, .. } in ended {
+            left.remove()?; // step 4
+        }
+        journal.keep_all(false);
+        self.trim_journal();
+        Ok(())
+    }
+
+    async fn place_left(
+        self: &Arc<Self>,
+        ended: &Ended,
+        done: &HashSet<Origin>,
+    ) -> Result<(), OpenError> {
+        let Ended { left, last, durable } = ended;
+        let session = left.about.session;
+        let known = Known { session, last: *last, durable, done };
+        let again = choose(&left.entries, &known);
+        tracing::info!(%session, ?last, entries = left.entries.len(), durable = durable.len(),
+            again = again.len(), "taking over the journal of an earlier mount");
         let mut moved = Moved::new();
-        for entry in again {
+        for (seq, entry) in again {
             let entry = self.again_in_this_epoch(entry, &mut moved).await?;
-            self.place_again(entry).await?; // step 2
+            self.place_again(Origin { session, seq }, entry).await?;
         }
-        self.flush(self.options.deadline).await?; // step 3
-        if count > 0 {
-            tracing::info!(%session, count, "what an earlier mount had not committed is committed");
-        }
-        left.remove()?; // step 4
-        Ok(Taken::Over)
+        Ok(())
     }
 
     /// Ends the old session in favour of this one: the last request of it that was accepted. An
@@ -169,20 +212,28 @@ impl Volume {
     }
 
     /// Which of the chunks that the journal's operations name are on the peers. One that cannot be
-    /// found while a peer is away counts as lost only if the journal has its bytes too.
+    /// found while a peer is away counts as lost only if the journal has its bytes too. A peer may
+    /// have begun to serve a moment ago, and a connection may break: each is asked more than once.
     async fn durable_of(&self, left: &Left) -> Result<HashSet<ChunkId>, OpenError> {
         let named = left.entries.iter().flat_map(|(_, entry)| chunks_of(entry));
         let named: HashSet<ChunkId> = named.collect();
-        let (found, failed) = self.chunks.have(named.into_iter().collect()).await;
-        let nowhere_else = left.entries.iter().flat_map(|(_, entry)| only_on_peers(entry));
-        match failed {
-            Some(error) if nowhere_else.into_iter().any(|chunk| !found.contains(&chunk)) => {
-                Err(OpenError::TakeOver(format!(
-                    "it names chunks that a peer may have which cannot be asked ({error}): start \
-                     that peer, then mount again"
-                )))
+        let named: Vec<ChunkId> = named.into_iter().collect();
+        let until = Instant::now() + ASKED_FOR.min(self.options.deadline);
+        loop {
+            let (found, failed) = self.chunks.have(named.clone()).await;
+            let mut nowhere_else = left.entries.iter().flat_map(|(_, entry)| only_on_peers(entry));
+            match failed {
+                Some(error) if nowhere_else.any(|chunk| !found.contains(&chunk)) => {
+                    if Instant::now() >= until {
+                        return Err(OpenError::TakeOver(format!(
+                            "it names chunks that a peer may have which cannot be asked \
+                             ({error}): start that peer, then mount again"
+                        )));
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                _ => return Ok(found),
             }
-            _ => Ok(found),
         }
     }
 
@@ -200,32 +251,48 @@ impl Volume {
         }
     }
 
-    async fn place_again(self: &Arc<Self>, again: Again) -> Result<(), FsError> {
+    async fn place_again(self: &Arc<Self>, origin: Origin, again: Again) -> Result<(), FsError> {
+        let (under, holds) =
+            (Under::Certification, Holds { origin: Some(origin), ..Holds::default() });
         match again {
             // An heir that died later than its commit made it; another name for it must not begin.
             Again::Op(_, Op::Make(make)) if self.is_there(make.ino).await? => Ok(()),
             Again::Op(now, op) => {
                 self.bytes_before(now, &op).await?;
-                match self.place(&op, now, Under::Certification).await {
+                match self.place(&op, now, holds, under).await {
                     Ok(_) => Ok(()),
                     Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => Err(error),
-                    Err(error) => self.refused_again(now, op, error, Under::Certification).await,
+                    Err(error) => self.refused_again(now, op, error, holds.origin, under).await,
                 }
             }
             Again::Data { ino, place, mtime, kill_priv, bytes } => {
-                let under = Under::Certification;
                 let there = self.is_there(ino).await?;
-                let ino = if there { ino } else { self.file_for_bytes(ino, mtime, under).await? };
-                let charge = self.budget.charge(bytes.len()).await;
-                let file = self.core().file(ino);
+                let taking =
+                    if there { ino } else { self.file_for_bytes(ino, mtime, under).await? };
+                let charge = timeout(self.options.deadline, self.budget.charge(bytes.len()));
+                let charge = charge.await.map_err(|_| FsError::TimedOut)?;
+                let file = self.core().file(taking);
+                let _order = file.order.lock().await;
+                let (tail, waiting) = {
+                    let data = file.data();
+                    (!data.tail.is_empty(), data.waiting_bytes())
+                };
+                // One operation holds what one file lost, and not more than memory should.
+                if !there || waiting >= STREAM_BYTES || tail && place.is_some() {
+                    self.seal_file(&file, What::Everything).await?;
+                }
+                let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+                let at = Journaled { first: journal.next(), origin: Some(origin) };
+                let mut data = file.data();
                 match place {
                     Some(offset) => {
-                        if !file.data().tail.is_empty() {
-                            self.seal_now(&file).await?;
-                        }
-                        file.data().write(offset, &bytes, mtime, kill_priv, charge);
+                        data.write(offset, &bytes, mtime, kill_priv, charge);
+                        data.journaled(at);
                     }
-                    None => file.data().append(&bytes, mtime, kill_priv, charge),
+                    None => {
+                        data.append(&bytes, mtime, kill_priv, charge);
+                        data.tail.journaled(at);
+                    }
                 }
                 Ok(())
             }
@@ -275,5 +342,48 @@ impl Volume {
     async fn seal_now(&self, file: &Arc<OpenFile>) -> Result<(), FsError> {
         let _order = file.order.lock().await;
         self.seal_file(file, What::Everything).await
+    }
+}
+
+/// Tries again as long as each try commits something: the deadline is not for all of it.
+async fn while_it_gets_on<F>(
+    committed: impl Fn() -> Seq,
+    attempt: impl Fn() -> F,
+) -> Result<(), FsError>
+where
+    F: Future<Output = Result<(), FsError>>,
+{
+    loop {
+        let before = committed();
+        match attempt().await {
+            Err(FsError::TimedOut) if committed() > before => {}
+            ended => return ended,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test]
+    async fn each_commit_of_what_is_taken_over_has_the_deadline() {
+        for (needed, gets_to) in [(3, 3), (9, 5)] {
+            let committed = Cell::new(0);
+            let tried = while_it_gets_on(
+                || Seq(committed.get()),
+                || async {
+                    let next = committed.get() + 1;
+                    if next <= 5 {
+                        committed.set(next);
+                    }
+                    if next >= needed { Ok(()) } else { Err(FsError::TimedOut) }
+                },
+            );
+            let enough = needed <= 5;
+            assert_eq!(tried.await, if enough { Ok(()) } else { Err(FsError::TimedOut) });
+            assert_eq!(committed.get(), gets_to);
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::Volume;
 use super::copies::Homes;
 use super::data::STREAM_BYTES;
 use super::file::{OpenFile, Pending, Pieces, What};
-use super::journal::Seq;
+use super::journal::{Holds, Journaled};
 use super::local::{Tried, Under};
 use super::state::Mode;
 use crate::chunks::Put;
@@ -69,7 +69,7 @@ struct Taken {
     /// It is the file's tail: one piece, counted from 0.
     appended: bool,
     pending: Pending,
-    covers: Option<Seq>,
+    holds: Holds,
     /// The epoch when it was taken, so of its chunks or the one before.
     epoch: Epoch,
     /// What the bytes are accounted with: until their chunks are durable.
@@ -219,7 +219,11 @@ impl Volume {
         let Some(cutter) = self.cutter() else { return Ok(None) };
         let long = data.tail.waiting() >= STREAM_BYTES;
         let next = self.journal.as_ref().map(|journal| journal.next());
-        let mut covers = data.journaled.and(next);
+        let held = |place: Option<Journaled>| Holds {
+            covers: place.and(next),
+            origin: place.and_then(|place| place.origin),
+        };
+        let mut holds = held(data.journaled);
         let mut pieces = match what {
             // What is before a long tail has to go first.
             What::WholeChunks if long => data.take_pieces(What::Everything, &cutter),
@@ -228,7 +232,7 @@ impl Volume {
         let appended =
             data.dirty.is_empty() && pieces.is_empty() && (long || what != What::WholeChunks);
         if appended {
-            covers = next.filter(|_| data.tail.is_journaled());
+            holds = held(data.tail.place());
             pieces = Pieces::Runs(data.tail.take().map(|bytes| (0, bytes)).into_iter().collect());
         }
         let Some(mut pending) = data.pending else {
@@ -255,7 +259,7 @@ impl Volume {
             data.since = None;
         }
         let epoch = self.ring().current().epoch();
-        Ok(Some(Taken { file: file.clone(), pieces, appended, pending, covers, epoch, charges }))
+        Ok(Some(Taken { file: file.clone(), pieces, appended, pending, holds, epoch, charges }))
     }
 
     /// The extents take the place of the bytes, for readers and for the next commit.
@@ -265,7 +269,7 @@ impl Volume {
         extents: Vec<Extent>,
         puts: Vec<Put>,
     ) -> Result<(), FsError> {
-        let Taken { file, appended, pending, covers, epoch, .. } = taken;
+        let Taken { file, appended, pending, holds, epoch, .. } = taken;
         let (ino, mtime, kill_priv) = (file.ino, pending.mtime, pending.kill_priv);
         let op = match appended {
             true => Op::Append(namespace::Append { ino, extents, mtime, kill_priv }),
@@ -274,7 +278,7 @@ impl Volume {
             }
         };
         loop {
-            let tried = self.try_put_into_view(&file, &op, pending.ctime, covers, &puts, epoch);
+            let tried = self.try_put_into_view(&file, &op, pending.ctime, holds, &puts, epoch);
             let wait = match tried {
                 Ok(None) => return Ok(()),
                 Ok(Some(Wait::Node(node))) => self.fetch_node(node).await,
@@ -303,7 +307,7 @@ impl Volume {
         file: &OpenFile,
         op: &Op,
         now: Stamp,
-        covers: Option<Seq>,
+        holds: Holds,
         puts: &[Put],
         epoch: Epoch,
     ) -> Result<Option<Wait>, FsError> {
@@ -312,7 +316,7 @@ impl Volume {
         if epoch < core.session.epoch {
             return Ok(Some(Wait::Seal));
         }
-        match self.try_place(&mut core, op, now, covers, Under::Certification)? {
+        match self.try_place(&mut core, op, now, holds, Under::Certification)? {
             Tried::Missing(node) => return Ok(Some(Wait::Node(node))),
             Tried::Replanning => return Ok(Some(Wait::Replan)),
             Tried::LeaseGone => unreachable!("no lease was relied on"),
@@ -322,7 +326,7 @@ impl Volume {
             Op::Append(_) => data.tail.placed(),
             _ => {
                 data.sealing.clear();
-                data.journaled_sealing.take()
+                data.journaled_sealing.take().map(|place| place.first)
             }
         };
         if let Some(batch) = core.queue.back_mut() {

@@ -6,7 +6,7 @@
 
 use super::conflict::Replan;
 use super::file::OpenFile;
-use super::journal::Seq;
+use super::journal::{Holds, Seq};
 use crate::chunks::Put;
 use mictlan::cluster::place::Copies;
 use mictlan::id::{Attempt, Epoch, Ino, Position, SessionId};
@@ -71,7 +71,7 @@ pub enum Mode {
 pub struct Placed {
     pub seq: Seq,
     pub now: Stamp,
-    pub covers: Option<Seq>,
+    pub holds: Holds,
     pub op: Op,
     /// Its caller has no answer yet and will ask again.
     pub waited_for: bool,

@@ -5,7 +5,7 @@
 //! get their place when a commit holds them, so that another session's bytes are never under them.
 //! Invariant: they are taken all together or not at all, so every write stays whole.
 
-use super::journal::Seq;
+use super::journal::{Journaled, Seq};
 use bytes::Bytes;
 use mictlan::file::Dirty;
 use std::ops::Range;
@@ -16,8 +16,8 @@ pub struct Tail {
     waiting: Dirty,
     /// So many bytes of `waiting`, from its front, are in the journal.
     journaled: u64,
-    /// The first entry of the journal that has some of them.
-    first: Option<Seq>,
+    /// Where those are.
+    place: Option<Journaled>,
     sealing: Sealing,
 }
 
@@ -26,7 +26,7 @@ pub struct Tail {
 struct Sealing {
     bytes: Bytes,
     journaled: u64,
-    first: Option<Seq>,
+    place: Option<Journaled>,
 }
 
 impl Tail {
@@ -70,19 +70,19 @@ impl Tail {
     pub fn take(&mut self) -> Option<Bytes> {
         assert!(self.sealing.bytes.is_empty(), "one sealing at a time");
         let (_, bytes) = self.waiting.take_all().into_iter().next()?;
-        let (journaled, first) = (std::mem::take(&mut self.journaled), self.first.take());
-        self.sealing = Sealing { bytes: bytes.clone(), journaled, first };
+        let (journaled, place) = (std::mem::take(&mut self.journaled), self.place.take());
+        self.sealing = Sealing { bytes: bytes.clone(), journaled, place };
         Some(bytes)
     }
 
     /// What was taken has its place. The first entry of the journal that had some of it.
     pub fn placed(&mut self) -> Option<Seq> {
-        std::mem::take(&mut self.sealing).first
+        std::mem::take(&mut self.sealing).place.map(|place| place.first)
     }
 
     /// What was taken waits again, before what came since.
     pub fn put_back(&mut self) {
-        let Sealing { bytes, journaled, first } = std::mem::take(&mut self.sealing);
+        let Sealing { bytes, journaled, place } = std::mem::take(&mut self.sealing);
         if bytes.is_empty() {
             return;
         }
@@ -91,7 +91,7 @@ impl Tail {
         let since = self.waiting.take_all();
         self.waiting.write(0, &bytes);
         since.iter().for_each(|(_, bytes)| self.append(bytes));
-        (self.journaled, self.first) = (journaled, first);
+        (self.journaled, self.place) = (journaled, place);
     }
 
     /// What the journal does not have yet.
@@ -101,20 +101,20 @@ impl Tail {
         (!bytes.is_empty()).then_some(bytes)
     }
 
-    /// The journal has all of them now; the last of them as `seq`.
-    pub fn journaled(&mut self, seq: Seq) {
+    /// A journal has all of them now; the last of them at `place`.
+    pub fn journaled(&mut self, place: Journaled) {
         self.journaled = self.waiting.bytes();
-        self.first.get_or_insert(seq);
+        self.place = Some(self.place.map_or(place, |first| first.and(Some(place))));
     }
 
-    /// Whether a commit would make entries of the journal useless.
-    pub fn is_journaled(&self) -> bool {
-        self.first.is_some()
+    /// Where those that wait are. If anywhere, a commit would make entries of a journal useless.
+    pub fn place(&self) -> Option<Journaled> {
+        self.place
     }
 
     /// The oldest entry of the journal that a replay would still need for these bytes.
     pub fn floor(&self) -> Option<Seq> {
-        self.first.into_iter().chain(self.sealing.first).min()
+        self.place.into_iter().chain(self.sealing.place).map(|place| place.first).min()
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
         let mut tail = Tail::default();
         tail.append(b"ab");
         assert_eq!(tail.unjournaled(), Some(b"ab".to_vec()));
-        tail.journaled(Seq(7));
+        tail.journaled(Journaled::here(Seq(7)));
         assert_eq!(tail.take().as_deref(), Some(&b"ab"[..]));
         tail.append(b"c");
         tail.put_back();

@@ -5,13 +5,53 @@
 //! encoded.
 
 use mictlan::codec::{DecodeError, Reader, Writer};
-use mictlan::id::{Attempt, Ino, Position};
+use mictlan::id::{Attempt, Ino, Position, SessionId};
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::namespace::Op;
 
 /// The number of an entry of one journal, from 1, without gaps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Seq(pub u64);
+
+/// An entry in the journal of an earlier session. One with bytes stands for all of its kind and of
+/// its inode before it, too.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Origin {
+    pub session: SessionId,
+    pub seq: Seq,
+}
+
+/// Where bytes that wait to be sealed are in journals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Journaled {
+    /// This journal is needed from there on.
+    pub first: Seq,
+    /// The last of those in the journal that is taken over.
+    pub origin: Option<Origin>,
+}
+
+impl Journaled {
+    pub fn here(first: Seq) -> Self {
+        Self { first, origin: None }
+    }
+
+    /// With those of `since`, which came later.
+    pub fn and(self, since: Option<Self>) -> Self {
+        let Some(since) = since else { return self };
+        let origin = since.origin.or(self.origin);
+        Self { first: self.first.min(since.first), origin }
+    }
+}
+
+/// What of journals an operation holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Holds {
+    /// For the sealed data of one inode: `Data` of that inode before this entry is in it, or
+    /// `Appended` of it in an append.
+    pub covers: Option<Seq>,
+    /// It was taken over: what this stands for is not to be done again once it is committed.
+    pub origin: Option<Origin>,
+}
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
@@ -21,9 +61,7 @@ pub enum Entry {
         now: Stamp,
         /// Where the log stood when it was planned.
         base: Position,
-        /// For the sealed data of one inode: `Data` of that inode before this entry is in it, or
-        /// `Appended` of it in an append.
-        covers: Option<Seq>,
+        holds: Holds,
         op: Op,
     },
     /// Bytes written and closed, not sealed yet.
@@ -41,6 +79,8 @@ const DATA: u8 = 2;
 const PROPOSED: u8 = 3;
 const DROPPED: u8 = 4;
 const APPENDED: u8 = 5;
+/// As `OP`, with an origin.
+const TAKEN_OVER: u8 = 6;
 /// One write of the kernel, and then some.
 const DATA_BYTES_MAX: usize = 8 << 20;
 const OP_BYTES_MAX: usize = 1 << 20;
@@ -49,8 +89,12 @@ impl Entry {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new();
         match self {
-            Entry::Op { now, base, covers, op } => {
-                stamp(out.u8(OP), *now).u64(base.0).u64(covers.map_or(0, |seq| seq.0));
+            Entry::Op { now, base, holds: Holds { covers, origin }, op } => {
+                let kind = if origin.is_some() { TAKEN_OVER } else { OP };
+                stamp(out.u8(kind), *now).u64(base.0).u64(covers.map_or(0, |seq| seq.0));
+                if let Some(Origin { session, seq }) = origin {
+                    out.u32(session.0).u64(seq.0);
+                }
                 out.bytes(&op.encode());
             }
             Entry::Data { ino, offset, mtime, kill_priv, bytes } => {
@@ -71,6 +115,13 @@ impl Entry {
         out.finish()
     }
 
+    pub fn origin(&self) -> Option<Origin> {
+        match self {
+            Entry::Op { holds, .. } => holds.origin,
+            _ => None,
+        }
+    }
+
     /// The numbers that this entry takes back.
     pub fn dropped(&self) -> Option<(Seq, Seq)> {
         match self {
@@ -82,12 +133,17 @@ impl Entry {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut input = Reader::new(bytes);
         let entry = match input.u8("kind of entry")? {
-            OP => Entry::Op {
-                now: read_stamp(&mut input)?,
-                base: Position(input.u64("base")?),
-                covers: Some(Seq(input.u64("cover")?)).filter(|seq| seq.0 != 0),
-                op: Op::decode(input.bytes(OP_BYTES_MAX, "operation")?)?,
-            },
+            kind @ (OP | TAKEN_OVER) => {
+                let now = read_stamp(&mut input)?;
+                let base = Position(input.u64("base")?);
+                let covers = Some(Seq(input.u64("cover")?)).filter(|seq| seq.0 != 0);
+                let origin = match kind {
+                    OP => None,
+                    _ => Some(read_origin(&mut input)?),
+                };
+                let op = Op::decode(input.bytes(OP_BYTES_MAX, "operation")?)?;
+                Entry::Op { now, base, holds: Holds { covers, origin }, op }
+            }
             DATA => Entry::Data {
                 ino: Ino(input.u64("inode")?),
                 offset: input.u64("offset")?,
@@ -120,6 +176,15 @@ fn stamp(out: &mut Writer, stamp: Stamp) -> &mut Writer {
     out.i64(stamp.secs).u32(stamp.nanos)
 }
 
+/// Sessions and entries are numbered from 1.
+fn read_origin(input: &mut Reader) -> Result<Origin, DecodeError> {
+    let (session, seq) = (SessionId(input.u32("session")?), Seq(input.u64("origin")?));
+    match session.0 != 0 && seq.0 != 0 {
+        true => Ok(Origin { session, seq }),
+        false => Err(DecodeError::NotCanonical("origin")),
+    }
+}
+
 fn read_flag(input: &mut Reader) -> Result<bool, DecodeError> {
     match input.u8("kill flag")? {
         0 => Ok(false),
@@ -143,14 +208,15 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_went_in() {
         let now = Stamp { secs: -5, nanos: 7 };
+        let op = |covers, origin| {
+            let holds = Holds { covers, origin };
+            Entry::Op { now, base: Position(9), holds, op: Op::Reap { ino: Ino(7) } }
+        };
         for entry in [
-            Entry::Op { now, base: Position(9), covers: None, op: Op::Reap { ino: Ino(7) } },
-            Entry::Op {
-                now,
-                base: Position(9),
-                covers: Some(Seq(3)),
-                op: Op::Reap { ino: Ino(7) },
-            },
+            op(None, None),
+            op(Some(Seq(3)), None),
+            op(None, Some(Origin { session: SessionId(4), seq: Seq(5) })),
+            op(Some(Seq(3)), Some(Origin { session: SessionId(4), seq: Seq(5) })),
             Entry::Data {
                 ino: Ino(7),
                 offset: 1 << 40,
@@ -177,5 +243,21 @@ mod tests {
         let golden =
             [&[5, 7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0][..], &[3, 0, 0, 0, 1, 2]];
         assert_eq!(entry.encode(), [&golden.concat()[..], b"xy"].concat());
+        let origin = Some(Origin { session: SessionId(4), seq: Seq(5) });
+        let (holds, op) = (Holds { covers: None, origin }, Op::Reap { ino: Ino(7) });
+        let entry = Entry::Op { now: mtime, base: Position(9), holds, op: op.clone() };
+        let golden = [
+            &[6, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0][..], // kind and time
+            &[9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], // base and covers
+            &[4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, op.encode().len() as u8], // origin
+            &op.encode(),
+        ];
+        let bytes = golden.concat();
+        assert_eq!((entry.encode(), Entry::decode(&bytes)), (bytes.clone(), Ok(entry)));
+        for zero in [29..33, 33..41] {
+            let mut nobodys = bytes.clone();
+            nobodys[zero].fill(0);
+            assert_eq!(Entry::decode(&nobodys), Err(DecodeError::NotCanonical("origin")));
+        }
     }
 }

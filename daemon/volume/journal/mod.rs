@@ -8,7 +8,7 @@
 pub mod entry;
 mod segment;
 
-pub use entry::{Entry, Seq};
+pub use entry::{Entry, Holds, Journaled, Origin, Seq};
 
 use mictlan::id::{SessionId, VolumeId};
 use mictlan::seal::{Principal, Public};
@@ -69,6 +69,8 @@ struct State {
     older_bytes: u64,
     next: Seq,
     next_segment: u64,
+    /// Nothing is trimmed, and what comes is no more than what it is taken from, which has a limit.
+    keeps_all: bool,
 }
 
 impl Journal {
@@ -84,6 +86,7 @@ impl Journal {
             older_bytes: 0,
             next: Seq(1),
             next_segment: 2,
+            keeps_all: false,
         };
         Ok(Self { dir: dir.into(), _lock: lock, owner, about, state: Mutex::new(state) })
     }
@@ -92,7 +95,8 @@ impl Journal {
     pub fn append(&self, entry: &Entry) -> Result<Seq, JournalError> {
         let bytes = entry.encode();
         let mut state = self.state();
-        if state.older_bytes + state.segment.bytes() + bytes.len() as u64 > BYTES_MAX {
+        let all = state.older_bytes + state.segment.bytes() + bytes.len() as u64;
+        if all > BYTES_MAX && !state.keeps_all {
             return Err(JournalError::Full(self.dir.clone()));
         }
         if state.segment.bytes() >= SEGMENT_BYTES {
@@ -138,9 +142,18 @@ impl Journal {
         self.bytes() > BYTES_MAX / 4 * 3
     }
 
+    /// Whether what is committed stays too. While another journal is taken over, this one says how
+    /// far that is.
+    pub fn keep_all(&self, keep: bool) {
+        self.state().keeps_all = keep;
+    }
+
     /// Everything before `until` is committed or of no use any more: whole segments of it go.
     pub fn trim(&self, until: Seq) -> Result<(), JournalError> {
         let mut state = self.state();
+        if state.keeps_all {
+            return Ok(());
+        }
         if until >= state.next && state.segment.bytes() >= SEGMENT_BYTES {
             self.next_segment(&mut state)?;
         }
@@ -324,6 +337,21 @@ mod tests {
         journal.append(&data(9, 9)).expect("appended");
         drop(journal);
         assert_eq!(left(temp.path(), &key).0[0].entries, [(Seq(5), data(9, 9))]);
+    }
+
+    #[test]
+    fn a_journal_that_keeps_all_gives_nothing_back_until_it_need_not() {
+        let (_temp, dir, key) = world();
+        let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
+        journal.keep_all(true);
+        for n in 0..4 {
+            journal.append(&data(n, 4 << 20)).expect("appended");
+        }
+        journal.trim(Seq(5)).expect("nothing to do");
+        assert!(journal.bytes() > 16 << 20);
+        journal.keep_all(false);
+        journal.trim(Seq(5)).expect("trimmed");
+        assert!(journal.bytes() < 4096);
     }
 
     #[test]

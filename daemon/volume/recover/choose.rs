@@ -2,12 +2,12 @@
 //!
 //! Owns: the rule, over the entries as they were read.
 //! Never: asks the network or changes anything; `recover` does.
-//! Invariant: an entry that is in no accepted commit is done again, its bytes once, unless it was
-//! never acknowledged.
+//! Invariant: an entry that is in no accepted commit, of its session or of an heir, is done again,
+//! its bytes once, unless it was never acknowledged.
 
-use crate::volume::journal::{Entry, Seq};
+use crate::volume::journal::{Entry, Holds, Origin, Seq};
 use mictlan::file::Extent;
-use mictlan::id::{Attempt, ChunkId, Ino};
+use mictlan::id::{Attempt, ChunkId, Ino, SessionId};
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::namespace::Op;
 use std::collections::{HashMap, HashSet};
@@ -25,29 +25,102 @@ pub(super) enum Again {
     },
 }
 
-/// The entries that are to be done again: those after the last accepted request, each byte once.
-pub(super) fn choose(
-    entries: &[(Seq, Entry)],
-    last: Option<(Attempt, u64)>,
-    durable: &HashSet<ChunkId>,
-) -> Vec<Again> {
-    let committed = committed_until(entries, last);
-    let sealed = seals(entries);
+/// What was found out about a journal and those beside it.
+pub(super) struct Known<'a> {
+    pub session: SessionId,
+    /// The session's last accepted request.
+    pub last: Option<(Attempt, u64)>,
+    /// Chunks that are on the peers.
+    pub durable: &'a HashSet<ChunkId>,
+    /// What heirs committed.
+    pub done: &'a HashSet<Origin>,
+}
+
+/// Whose bytes, and whether they were appended.
+type Bytes = (Ino, bool);
+
+/// What is done of a journal, and by which of its entries.
+struct Progress<'a> {
+    known: &'a Known<'a>,
+    /// The session committed every operation before this.
+    committed: Seq,
+    /// The sealings of bytes, but those that count for nothing.
+    sealed: HashMap<Bytes, Vec<Seal>>,
+    /// Up to which entry heirs took bytes as they are in the journal. One stands for those before.
+    by_heirs: HashMap<Bytes, Seq>,
+    /// Sealings that an heir did without, because it did not find their chunks.
+    unused: HashSet<Seq>,
+}
+
+impl<'a> Progress<'a> {
+    fn of(entries: &[(Seq, Entry)], own: &[&(Seq, Entry)], known: &'a Known<'a>) -> Self {
+        let committed = committed_until(entries, known.last);
+        let (by_heirs, unused) = Default::default();
+        let sealed = seals(own);
+        let mut progress = Self { known, committed, sealed, by_heirs, unused };
+        let data = || entries.iter().filter_map(|(seq, entry)| Some((*seq, data_of(entry)?)));
+        let done = data().filter(|(seq, _)| progress.is_by_heir(*seq));
+        progress.by_heirs = done.map(|(seq, of)| (of, seq)).collect();
+        let done = data().filter(|(seq, of)| progress.is_taken_as_bytes(*seq, of));
+        progress.unused = done.filter_map(|(seq, of)| Some(progress.seal(seq, &of)?.seq)).collect();
+        progress
+    }
+
+    fn is_by_heir(&self, seq: Seq) -> bool {
+        self.known.done.contains(&Origin { session: self.known.session, seq })
+    }
+
+    /// Of an operation: whether it is in a commit.
+    fn is_done(&self, seq: Seq) -> bool {
+        seq < self.committed || self.is_by_heir(seq)
+    }
+
+    fn is_taken_as_bytes(&self, seq: Seq, of: &Bytes) -> bool {
+        self.by_heirs.get(of).is_some_and(|until| seq <= *until)
+    }
+
+    /// The first sealing that has the bytes of entry `seq`.
+    fn seal(&self, seq: Seq, of: &Bytes) -> Option<&Seal> {
+        self.sealed.get(of)?.iter().find(|seal| seal.covers > seq)
+    }
+
+    /// Of bytes in the journal: whether they are in a commit, or come from chunks.
+    fn has_no_use(&self, seq: Seq, of: &Bytes) -> bool {
+        let durable = |chunk: &ChunkId| self.known.durable.contains(chunk);
+        let sealed = self.seal(seq, of).is_some_and(|seal| {
+            let used = !self.unused.contains(&seal.seq);
+            self.is_done(seal.seq) || used && seal.chunks.iter().all(durable)
+        });
+        sealed || self.is_taken_as_bytes(seq, of)
+    }
+}
+
+/// The entries that are to be done again: those that neither the session nor an heir committed, each
+/// byte once.
+pub(super) fn choose(entries: &[(Seq, Entry)], known: &Known) -> Vec<(Seq, Again)> {
+    let dropped = dropped(entries);
+    // What was taken over is done again from where it was taken: that journal is there until all of
+    // it is committed.
+    let stands = |(seq, entry): &&(Seq, Entry)| match entry {
+        Entry::Op { holds, .. } => !dropped(*seq) && holds.origin.is_none(),
+        _ => true,
+    };
+    let own: Vec<_> = entries.iter().filter(stands).collect();
+    let progress = Progress::of(entries, &own, known);
     // An operation whose chunks never became durable was not acknowledged by `close`; what came
     // after it on the same inode was not either.
     let mut broken: HashSet<Ino> = HashSet::new();
-    let gone: Vec<(Seq, Seq)> = entries.iter().filter_map(|(_, entry)| entry.dropped()).collect();
-    let dropped = |seq: Seq| gone.iter().any(|(from, until)| (*from..*until).contains(&seq));
-    let reaped = reaped(entries, |seq| seq < committed && !dropped(seq));
+    let reaped = reaped(own.iter().filter(|(seq, _)| progress.is_done(*seq)));
     let mut again = Vec::new();
-    for (seq, entry) in entries {
+    for (seq, entry) in own {
         match entry {
-            Entry::Op { now, op, covers, .. } if *seq >= committed && !dropped(*seq) => {
-                let whole = chunks_of(entry).all(|chunk| durable.contains(&chunk));
+            Entry::Op { .. } if progress.is_done(*seq) || progress.unused.contains(seq) => {}
+            Entry::Op { now, op, holds, .. } => {
+                let whole = chunks_of(entry).all(|chunk| known.durable.contains(&chunk));
                 match bytes_of(op) {
                     Some((ino, _, _)) if !whole => {
                         // With `covers` its bytes are in the journal as data and come from there.
-                        if covers.is_none() {
+                        if holds.covers.is_none() {
                             tracing::warn!(
                                 inode = ino.0,
                                 entry = seq.0,
@@ -57,7 +130,7 @@ pub(super) fn choose(
                         }
                     }
                     Some((ino, _, _)) if broken.contains(&ino) => {}
-                    _ => again.push(Again::Op(*now, op.clone())),
+                    _ => again.push((*seq, Again::Op(*now, op.clone()))),
                 }
             }
             Entry::Data { ino, mtime, kill_priv, bytes, .. }
@@ -66,27 +139,46 @@ pub(super) fn choose(
                     Entry::Data { offset, .. } => Some(*offset),
                     _ => None,
                 };
-                let covering = |seal: &&Seal| seal.covers > *seq && !dropped(seal.seq);
-                let seals = sealed.get(&(*ino, place.is_none()));
-                let by = seals.and_then(|seals| seals.iter().find(covering));
-                let done = by.is_some_and(|seal| {
-                    seal.seq < committed || seal.chunks.iter().all(|chunk| durable.contains(chunk))
-                });
+                let done = progress.has_no_use(*seq, &(*ino, place.is_none()));
                 if !done && !broken.contains(ino) && !reaped.contains(ino) {
                     let (ino, mtime, kill_priv, bytes) = (*ino, *mtime, *kill_priv, bytes.clone());
-                    again.push(Again::Data { ino, place, mtime, kill_priv, bytes });
+                    again.push((*seq, Again::Data { ino, place, mtime, kill_priv, bytes }));
                 }
             }
-            Entry::Op { .. } | Entry::Proposed { .. } | Entry::Dropped { .. } => {}
+            Entry::Proposed { .. } | Entry::Dropped { .. } => {}
         }
     }
     again
 }
 
+/// Whether an operation was refused, and stands elsewhere if it does at all.
+fn dropped(entries: &[(Seq, Entry)]) -> impl Fn(Seq) -> bool {
+    let gone: Vec<(Seq, Seq)> = entries.iter().filter_map(|(_, entry)| entry.dropped()).collect();
+    move |seq| gone.iter().any(|(from, until)| (*from..*until).contains(&seq))
+}
+
+/// What an heir's journal says that it committed of the journals that it took over.
+pub(super) fn done(
+    entries: &[(Seq, Entry)],
+    last: Option<(Attempt, u64)>,
+) -> impl Iterator<Item = Origin> + '_ {
+    let (committed, dropped) = (committed_until(entries, last), dropped(entries));
+    let held = entries.iter().filter(move |(seq, _)| *seq < committed && !dropped(*seq));
+    held.filter_map(|(_, entry)| entry.origin())
+}
+
+/// Of bytes in the journal: whose they are.
+fn data_of(entry: &Entry) -> Option<Bytes> {
+    match entry {
+        Entry::Data { ino, .. } => Some((*ino, false)),
+        Entry::Appended { ino, .. } => Some((*ino, true)),
+        _ => None,
+    }
+}
+
 /// Files that were removed by whoever wrote them: their bytes are not to be brought back.
-fn reaped(entries: &[(Seq, Entry)], is_committed: impl Fn(Seq) -> bool) -> HashSet<Ino> {
-    let ends = entries.iter().filter(|(seq, _)| is_committed(*seq));
-    let ends = ends.filter_map(|(_, entry)| match entry {
+fn reaped<'a>(done: impl Iterator<Item = &'a &'a (Seq, Entry)>) -> HashSet<Ino> {
+    let ends = done.filter_map(|(_, entry)| match entry {
         Entry::Op { op: Op::Reap { ino }, .. } => Some(*ino),
         _ => None,
     });
@@ -119,11 +211,10 @@ struct Seal {
     chunks: Vec<ChunkId>,
 }
 
-/// By file, and whether the bytes were appended.
-fn seals(entries: &[(Seq, Entry)]) -> HashMap<(Ino, bool), Vec<Seal>> {
-    let mut seals: HashMap<(Ino, bool), Vec<Seal>> = HashMap::new();
+fn seals(entries: &[&(Seq, Entry)]) -> HashMap<Bytes, Vec<Seal>> {
+    let mut seals: HashMap<Bytes, Vec<Seal>> = HashMap::new();
     for (seq, entry) in entries {
-        if let Entry::Op { covers: Some(covers), op, .. } = entry
+        if let Entry::Op { holds: Holds { covers: Some(covers), .. }, op, .. } = entry
             && let Some((ino, appended, extents)) = bytes_of(op)
         {
             let chunks = extents.iter().map(|extent| extent.chunk).collect();
@@ -134,10 +225,10 @@ fn seals(entries: &[(Seq, Entry)]) -> HashMap<(Ino, bool), Vec<Seal>> {
     seals
 }
 
-/// The chunks of an operation whose bytes the journal does not have.
+/// The chunks of an operation whose bytes no journal here has.
 pub(super) fn only_on_peers(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
-    let covered = matches!(entry, Entry::Op { covers: Some(_), .. });
-    chunks_of(entry).filter(move |_| !covered)
+    let only = matches!(entry, Entry::Op { holds: Holds { covers: None, origin: None }, .. });
+    chunks_of(entry).filter(move |_| only)
 }
 
 pub(super) fn chunks_of(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
@@ -154,6 +245,8 @@ mod tests {
     use mictlan::id::Position;
     use mictlan::meta::namespace::{Append, Write};
 
+    const OLD: SessionId = SessionId(3);
+
     fn chunk(n: u8) -> ChunkId {
         ChunkId([n; 32])
     }
@@ -162,14 +255,16 @@ mod tests {
         let extent = Extent { offset: 0, len: 1, chunk: chunk(n), at: 0, packed: None };
         let mtime = Stamp::default();
         let op = Write { ino: Ino(7), extents: vec![extent], end: 1, mtime, kill_priv: false };
-        Entry::Op { now: mtime, base: Position(0), covers, op: Op::Write(op) }
+        let holds = Holds { covers, origin: None };
+        Entry::Op { now: mtime, base: Position(0), holds, op: Op::Write(op) }
     }
 
     fn append(n: u8, covers: Option<Seq>) -> Entry {
         let extent = Extent { offset: 0, len: 1, chunk: chunk(n), at: 0, packed: None };
         let mtime = Stamp::default();
         let op = Append { ino: Ino(7), extents: vec![extent], mtime, kill_priv: false };
-        Entry::Op { now: mtime, base: Position(0), covers, op: Op::Append(op) }
+        let holds = Holds { covers, origin: None };
+        Entry::Op { now: mtime, base: Position(0), holds, op: Op::Append(op) }
     }
 
     fn appended() -> Entry {
@@ -186,14 +281,33 @@ mod tests {
         Entry::Proposed { attempt: Attempt(1), n, until: Seq(until) }
     }
 
+    /// As they are numbered.
+    fn numbered(entries: &[Entry]) -> Vec<(Seq, Entry)> {
+        (1..).map(Seq).zip(entries.iter().cloned()).collect()
+    }
+
+    fn chosen(entries: &[Entry], known: &Known) -> String {
+        let again = choose(&numbered(entries), known);
+        let letter =
+            |(_, again): &(Seq, Again)| if matches!(again, Again::Op(..)) { 'o' } else { 'd' };
+        again.iter().map(letter).collect()
+    }
+
     fn check(entries: &[Entry], accepted: u64, durable: &[u8]) -> String {
-        let entries: Vec<(Seq, Entry)> =
-            entries.iter().enumerate().map(|(i, e)| (Seq(i as u64 + 1), e.clone())).collect();
         let durable = durable.iter().map(|n| chunk(*n)).collect();
         let last = (accepted > 0).then_some((Attempt(1), accepted));
-        let again = choose(&entries, last, &durable);
-        let letter = |again: &Again| if matches!(again, Again::Op(..)) { 'o' } else { 'd' };
-        again.iter().map(letter).collect()
+        let done = HashSet::new();
+        let known = Known { session: OLD, last, durable: &durable, done: &done };
+        chosen(entries, &known)
+    }
+
+    /// The same when an heir has committed what stands for these entries.
+    fn check_with_heir(entries: &[Entry], by_heir: &[u64], durable: &[u8]) -> String {
+        let durable = durable.iter().map(|n| chunk(*n)).collect();
+        let origin = |n: &u64| Origin { session: OLD, seq: Seq(*n) };
+        let done = by_heir.iter().map(origin).collect();
+        let known = Known { session: OLD, last: None, durable: &durable, done: &done };
+        chosen(entries, &known)
     }
 
     #[test]
@@ -221,6 +335,52 @@ mod tests {
         assert_eq!(check(&entries, 1, &[1]), "d", "only what was appended is not committed");
         let entries = [append(1, None), append(2, None)];
         assert_eq!(check(&entries, 0, &[2]), "", "no close had acknowledged the first");
+    }
+
+    #[test]
+    fn what_an_heir_committed_is_not_done_again() {
+        let entries = [append(1, None), append(2, None), append(3, None)];
+        assert_eq!(check_with_heir(&entries, &[1, 3], &[1, 2, 3]), "o");
+        let entries = [appended(), appended(), data(), appended()];
+        assert_eq!(check_with_heir(&entries, &[2], &[]), "dd", "with the bytes before them");
+        assert_eq!(check_with_heir(&entries, &[2, 3], &[]), "d");
+    }
+
+    #[test]
+    fn what_an_heir_took_as_bytes_is_not_taken_as_a_chunk_and_the_other_way_round() {
+        let entries = [appended(), appended(), append(1, Some(Seq(3)))];
+        assert_eq!(check_with_heir(&entries, &[], &[1]), "o");
+        assert_eq!(check_with_heir(&entries, &[1], &[1]), "d", "the chunk has both");
+        assert_eq!(check_with_heir(&entries, &[2], &[1]), "");
+        assert_eq!(check_with_heir(&entries, &[3], &[]), "", "the bytes are in what is done");
+    }
+
+    #[test]
+    fn what_an_heir_took_over_is_done_again_from_where_it_took_it() {
+        let origin = |n| Some(Origin { session: OLD, seq: Seq(n) });
+        let with = |entry: Entry, n: u64| match entry {
+            Entry::Op { now, base, holds: Holds { covers, .. }, op } => {
+                Entry::Op { now, base, holds: Holds { covers, origin: origin(n) }, op }
+            }
+            entry => entry,
+        };
+        let dropped = Entry::Dropped { from: Seq(2), until: Seq(3) };
+        let entries = [with(append(1, None), 7), with(append(2, None), 8), proposed(1, 2)];
+        let entries =
+            [&entries[..], &[dropped, with(append(3, None), 9), append(4, None)]].concat();
+        let noted: Vec<_> = done(&numbered(&entries), Some((Attempt(1), 1))).collect();
+        assert_eq!(noted, [origin(7).expect("one")], "one of three was accepted");
+        let durable = (1..5).map(chunk).collect();
+        let (last, done) = (Some((Attempt(1), 1)), HashSet::new());
+        let known = Known { session: SessionId(4), last, durable: &durable, done: &done };
+        assert_eq!(chosen(&entries, &known), "o", "the one of its own");
+    }
+
+    #[test]
+    fn bytes_between_operations_that_were_planned_again_are_still_there() {
+        let dropped = Entry::Dropped { from: Seq(1), until: Seq(4) };
+        let entries = [append(1, None), data(), append(2, None), append(1, None), dropped];
+        assert_eq!(check(&entries, 0, &[1, 2]), "do");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use crate::host;
 use crate::volume::Volume;
+use crate::volume::journal::{Holds, Origin};
 use crate::volume::local::{self, Under};
 use mictlan::file::Extent;
 use mictlan::id::{Ino, Name};
@@ -49,12 +50,13 @@ impl Volume {
         now: Stamp,
         op: Op,
         error: FsError,
+        origin: Option<Origin>,
         under: Under,
     ) -> Result<(), FsError> {
         tracing::error!(operation = ?op, %error,
             "an operation was acknowledged and is refused now, because another mount changed the \
              same thing meanwhile");
-        if under == Under::Again {
+        if under == Under::Again && origin.is_none() {
             // The next fsync says it. To an earlier mount's programs nothing can be said any more.
             self.core().broken_promise = Some(FsError::Io);
         }
@@ -76,15 +78,23 @@ impl Volume {
                         places.insert(make.ino, make.at);
                     }
                 }
-                return self.note(now, &line, under).await;
+                return self.note(now, &line, origin, under).await;
             }
         };
-        self.place(&again, now, under).await?;
+        let holds = Holds { origin, ..Holds::default() };
+        self.place(&again, now, holds, under).await?;
         Ok(())
     }
 
     /// Appends a line to the list of what was refused.
-    async fn note(&self, now: Stamp, line: &str, under: Under) -> Result<(), FsError> {
+    async fn note(
+        &self,
+        now: Stamp,
+        line: &str,
+        origin: Option<Origin>,
+        under: Under,
+    ) -> Result<(), FsError> {
+        let holds = Holds { origin, ..Holds::default() };
         let sealed = self.seal_data(line.as_bytes(), self.codec())?;
         let (len, chunk) = (line.len() as u32, sealed.address);
         let copies = self.copies_for(Ino::ROOT).await?;
@@ -95,13 +105,13 @@ impl Volume {
         let mut append = Append { ino: Ino::ROOT, extents, mtime: now, kill_priv: false };
         if let Some(ino) = known {
             append.ino = ino;
-            match self.place(&Op::Append(append.clone()), now, under).await {
+            match self.place(&Op::Append(append.clone()), now, holds, under).await {
                 Err(FsError::NotFound | FsError::Stale) => {} // somebody removed it
                 placed => return placed.map(|_| ()),
             }
         }
         append.ino = self.recovered_file(b"operations", now, under).await?;
-        self.place(&Op::Append(append.clone()), now, under).await?;
+        self.place(&Op::Append(append.clone()), now, holds, under).await?;
         self.kept().list = Some(append.ino);
         Ok(())
     }
@@ -145,7 +155,7 @@ impl Volume {
             rdev: 0,
             target: Box::default(),
         };
-        self.place(&Op::Make(make), local::now(), under).await?;
+        self.place(&Op::Make(make), local::now(), Holds::default(), under).await?;
         tracing::error!(?name, "what another mount left no place for is kept in this file");
         Ok(ino)
     }
