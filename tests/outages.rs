@@ -6,8 +6,9 @@ use mictlan_tests::harness::{Home, alive, signal, wait_until};
 use mictlan_tests::three::{Three, noise, write_through};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::IntoRawFd;
-use std::path::Path;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// `close` is what promises something here, so its answer is heard.
 fn write_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -139,4 +140,38 @@ fn with_all_peers_gone_nothing_acknowledged_is_lost_and_each_error_is_exact() {
     write_through(&dir.join("after"), b"after").expect("work goes on");
     assert!(said(&alice, "journal-waits").is_none(), "it was taken over");
     alice.unmount(&dir);
+}
+
+#[test]
+fn a_mount_that_is_told_to_end_under_writing_keeps_all_that_was_closed() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    // With a peer away copies are owed, and the end takes its time.
+    three.peers[2].kill();
+    let dir = alice.mount_with("mnt", &["-o", "deadline=60"]);
+    let daemon = alice.daemon_of(&dir);
+    // A mount that is detached is no longer below its path, but below this.
+    let open = File::open(&dir).expect("the root");
+    let below = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    let name = |n: u64| format!("file-{n}");
+    let mut closed = 0;
+    let refusal = loop {
+        match write_and_close(&below.join(name(closed)), &noise(closed, 3000)) {
+            Ok(()) => closed += 1,
+            Err(refusal) => break refusal,
+        }
+        if closed == 20 {
+            signal(daemon, libc::SIGTERM);
+        }
+        // A program that writes now and then: all is committed at some moment of the end, and more
+        // comes behind it.
+        let then = Instant::now();
+        wait_until("it has more", || then.elapsed() >= Duration::from_millis(30));
+    };
+    assert!(closed >= 20, "{refusal}{}", alice.log());
+    wait_until("the daemon ends", || !alive(daemon));
+    let dir = alice.mount("mnt");
+    for n in 0..closed {
+        same(&dir.join(name(n)), &noise(n, 3000), &alice);
+    }
 }

@@ -178,7 +178,10 @@ fn run(wanted: Wanted) -> Result<ExitCode, CliError> {
     }
     log("warn");
     let runtime = runtime()?;
-    runtime.block_on(serve_mount(wanted, &dir))
+    let code = runtime.block_on(serve_mount(wanted, &dir));
+    // The thread that waits for the kernel waits as long as others have files open here.
+    runtime.shutdown_background();
+    code
 }
 
 async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {

@@ -40,6 +40,7 @@ impl Volume {
             Mode::Lost => return Err(self.lost_errno()),
             Mode::Leased { .. } | Mode::Synchronous => {}
         }
+        self.takes_changes()?;
         if self.chunks.is_full() {
             return Err(FsError::NoSpace);
         }
@@ -143,6 +144,7 @@ impl Volume {
         let order = file.order.lock().await;
         let dirty = file.data().waiting_bytes();
         let must_commit = self.options.durability == Durability::Peers
+            || self.takes_changes().is_err()
             || !matches!(self.mode(), Mode::Leased { .. });
         if dirty >= JOURNALED_BYTES_MAX || (must_commit && dirty > 0) {
             self.seal_file(&file, What::Everything).await?;
@@ -162,6 +164,7 @@ impl Volume {
     fn journal_data(&self, file: &OpenFile) -> Result<(), FsError> {
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let mut data = file.data();
+        self.takes_changes()?;
         let Some(pending) = data.pending else { return Ok(()) };
         for (offset, bytes) in data.take_unjournaled() {
             let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);

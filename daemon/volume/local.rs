@@ -124,6 +124,10 @@ impl Volume {
         if core.replan.is_some() && under != Under::Again {
             return Ok(Tried::Replanning);
         }
+        // What nobody waits for may come too late: the next mount does it.
+        if matches!(under, Under::Lease | Under::Wait) && !matches!(op, Op::Reap { .. }) {
+            self.takes_changes()?;
+        }
         let ring = self.ring();
         let env = Env { now, dirent_key: ring.dirent_key() };
         let planned = match namespace::plan(&core.view, &env, op) {

@@ -117,6 +117,8 @@ pub struct Volume {
     releasing: AtomicBool,
     /// Unmounted: the last things are done.
     ending: AtomicBool,
+    /// No change is taken any more: what is acknowledged from here on is committed.
+    closed_to_changes: AtomicBool,
     lease_changed: Notify,
     snapshot_wanted: Notify,
     /// One snapshot root is built at a time.

@@ -224,9 +224,21 @@ impl Volume {
         }
     }
 
+    /// Whether an acknowledgement may rest on the journal. Asked under the lock of what it is
+    /// about: whoever is told yes is seen by `end` before that looks for what is not committed.
+    pub(super) fn takes_changes(&self) -> Result<(), FsError> {
+        match self.closed_to_changes.load(Ordering::SeqCst) {
+            true => Err(FsError::ReadOnly),
+            false => Ok(()),
+        }
+    }
+
     /// Everything is committed and the session closed, as far as the deadline allows. What is not
     /// committed by then stays in the journal, and the caller says so.
     pub async fn end(&self) -> Result<(), FsError> {
+        // The kernel's mount may still be there, and programs that write. First, so that nothing
+        // comes into the journal behind the last look at it.
+        self.closed_to_changes.store(true, Ordering::SeqCst);
         // If that fails, the session stays open: the next mount fences it and takes its journal
         // over.
         self.flush(self.options.deadline).await?;

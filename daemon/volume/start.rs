@@ -341,6 +341,7 @@ pub(super) fn assemble(
         grant: AtomicU64::new(0),
         releasing: AtomicBool::new(false),
         ending: AtomicBool::new(false),
+        closed_to_changes: AtomicBool::new(false),
         lease_changed: Notify::new(),
         snapshot_wanted: Notify::new(),
         snapshotting: tokio::sync::Mutex::new(()),
