@@ -44,6 +44,7 @@ pub struct Counts {
     fsyncs: Times<Result>,
     commits: Family<Result, Counter>,
     chunk_reads: Family<Result, Counter>,
+    lies: Counter,
     file_bytes_read: Counter,
     file_bytes_written: Counter,
 }
@@ -64,6 +65,7 @@ impl Default for Counts {
             fsyncs: Family::new_with_constructor(seconds),
             commits: Family::default(),
             chunk_reads: Family::default(),
+            lies: Counter::default(),
             file_bytes_read: Counter::default(),
             file_bytes_written: Counter::default(),
         }
@@ -112,6 +114,11 @@ impl Counts {
         self.chunk_reads.get_or_create(&Result { result: "part" }).inc();
     }
 
+    /// A peer answered with what is not the chunk, or not its receipt.
+    pub fn lie(&self) {
+        self.lies.inc();
+    }
+
     pub fn file_read(&self, bytes: usize) {
         self.file_bytes_read.inc_by(bytes as u64);
     }
@@ -130,7 +137,7 @@ impl Counts {
         let help = "Bodies of requests, as announced";
         registry.register_with_unit("received", help, Unit::Bytes, received.clone());
         registry.register_with_unit("sent", "Bodies of answers", Unit::Bytes, sent.clone());
-        self.register_disk(registry);
+        self.register_both(registry);
     }
 
     /// What a mount counts.
@@ -145,10 +152,13 @@ impl Counts {
         registry.register_with_unit("file_read", help, Unit::Bytes, self.file_bytes_read.clone());
         let (help, written) = ("Bytes that programs wrote", self.file_bytes_written.clone());
         registry.register_with_unit("file_written", help, Unit::Bytes, written);
-        self.register_disk(registry);
+        self.register_both(registry);
     }
 
-    fn register_disk(&self, registry: &mut Registry) {
+    fn register_both(&self, registry: &mut Registry) {
+        let help =
+            "Answers of peers that were not the chunk that was asked for, or not its receipt";
+        registry.register("lies", help, self.lies.clone());
         let help = "Time that a log or file took to become durable on this machine's disk";
         registry.register_with_unit("disk_sync", help, Unit::Seconds, self.disk_syncs.clone());
     }

@@ -122,8 +122,20 @@ impl Link {
         call!(self, CHUNKS_DEADLINE, true, put(chunks))
     }
 
+    /// A receipt for each of `chunks` that the peer has, in order.
     pub async fn have(&self, chunks: Vec<ChunkId>) -> Answered<Vec<Option<Receipt>>> {
-        call!(self, CALL_DEADLINE, true, have(chunks))
+        let asked = chunks.clone();
+        let receipts = call!(self, CALL_DEADLINE, true, have(chunks))?;
+        let fits = |(asked, receipt): (&ChunkId, &Option<Receipt>)| {
+            receipt.is_none_or(|receipt| receipt.chunk == *asked)
+        };
+        match receipts.len() == asked.len() && asked.iter().zip(&receipts).all(fits) {
+            true => Ok(receipts),
+            false => {
+                let why = Trouble::Rubbish("receipts for other chunks than were named".to_owned());
+                Err(LinkError::FailedHere { peer: self.peer(), why })
+            }
+        }
     }
 
     /// What the peer itself has, as it came: the caller hashes it against the address before use.

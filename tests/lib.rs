@@ -5,5 +5,6 @@ pub mod capture;
 pub mod disk;
 pub mod forger;
 pub mod harness;
+pub mod liar;
 pub mod sample_log;
 pub mod three;

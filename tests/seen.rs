@@ -1,22 +1,10 @@
 //! What a peer and a mount tell whoever watches them.
 
 use mictlan_tests::harness::{Home, output, wait_until};
-use mictlan_tests::three::{Three, addresses};
+use mictlan_tests::three::{Three, addresses, page};
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::Path;
-
-/// The body of a page on this machine.
-fn page(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("it is served");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("asked");
-    let mut all = String::new();
-    stream.read_to_string(&mut all).expect("answered");
-    let (_, body) = all.split_once("\r\n\r\n").expect("a head");
-    body.to_owned()
-}
 
 /// The number behind `name` with its labels, such as `leads` or `commits_total{result="ordered"}`.
 fn number(page: &str, name: &str) -> f64 {

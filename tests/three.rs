@@ -123,15 +123,22 @@ impl Peer {
     }
 }
 
+/// The body of a page that a peer or a mount serves to its own machine.
+pub fn page(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it is served");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("asked");
+    let mut all = String::new();
+    stream.read_to_string(&mut all).expect("answered");
+    let (_, body) = all.split_once("\r\n\r\n").expect("a head");
+    body.to_owned()
+}
+
 /// What a peer tells of itself to its own machine.
 pub fn metrics(address: &str) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).expect("metrics are served");
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("asked");
-    let mut all = Vec::new();
-    stream.read_to_end(&mut all).expect("answered");
-    assert!(String::from_utf8_lossy(&all).contains("mictlan_store_chunks"), "no metrics");
-    all
+    let all = page(address, "/metrics");
+    assert!(all.contains("mictlan_store_chunks"), "no metrics");
+    all.into_bytes()
 }
 
 /// Every file below a directory with its size; a file that goes meanwhile is left out.

@@ -8,6 +8,7 @@
 pub mod budget;
 mod cache;
 mod get;
+mod liars;
 mod part;
 mod put;
 mod reader;
@@ -15,6 +16,7 @@ mod sender;
 mod watch;
 
 pub use get::GetError;
+pub use liars::Lies;
 pub use put::{Charges, Put, PutError, asked_now, until};
 pub use reader::{Piece, Reader};
 pub use watch::Said;
@@ -136,6 +138,11 @@ impl Chunks {
     /// Peers that do not answer, and since when.
     pub fn away(&self) -> Vec<(PeerId, TimeMs)> {
         self.presence.away()
+    }
+
+    /// Peers that answered with what cannot be true.
+    pub fn liars(&self) -> BTreeMap<PeerId, Lies> {
+        self.reader.liars().all()
     }
 
     /// The peers take no more: whoever writes hears it at once, what waits is put again.

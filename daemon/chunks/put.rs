@@ -7,7 +7,6 @@
 
 use super::budget::Charge;
 use super::{Chunks, lock};
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mictlan::cluster::place::{Copies, durable_need, place};
@@ -157,7 +156,7 @@ impl Chunks {
         loop {
             for effect in effects {
                 match effect {
-                    Effect::Send(peer) => sends.push(self.send(peer, sealed.bytes.clone())),
+                    Effect::Send(peer) => sends.push(self.send(peer, sealed.clone())),
                     Effect::Durable { oldest } => {
                         lock(&self.on_the_way).remove(&sealed.address);
                         // The writer goes on, unless copies that are slower than he is fill the
@@ -196,7 +195,12 @@ impl Chunks {
                         lock(&self.silent).remove(&peer);
                         Event::Stored { peer, asked }
                     }
-                    Err(why) => Event::Failed { peer, why },
+                    Err(why) => {
+                        if why == Failure::Lied {
+                            self.reader.liars().report(peer, sealed.address);
+                        }
+                        Event::Failed { peer, why }
+                    }
                 },
                 () = until(tick) => Event::Tick,
             };
@@ -216,12 +220,19 @@ impl Chunks {
         machine.unanswered().all(|peer| silent.contains(&peer))
     }
 
-    async fn send(&self, peer: PeerId, bytes: Bytes) -> (PeerId, Result<TimeMs, Failure>) {
+    async fn send(&self, peer: PeerId, sealed: Sealed) -> (PeerId, Result<TimeMs, Failure>) {
         let asked = asked_now();
+        let Sealed { address, bytes } = sealed;
         match self.sender(peer) {
-            Some(sender) => (peer, sender.send(bytes).await.map(|()| asked)),
+            Some(sender) => (peer, sender.send(address, bytes).await.map(|()| asked)),
             None => (peer, Err(Failure::Unreachable)),
         }
+    }
+
+    /// How many peers have to have a chunk before it counts as durable.
+    pub fn need(&self, copies: Copies) -> usize {
+        let placement = self.placement();
+        durable_need(copies, placement.voters, placement.layout.placed_peers()).max(1)
     }
 
     /// `None` while the layout is empty.
@@ -232,7 +243,7 @@ impl Chunks {
         if storage == 0 {
             return None;
         }
-        let need = durable_need(copies, placement.voters, storage).max(1);
+        let need = self.need(copies);
         let copies = copies.count().min(storage);
         let give_up_at = TimeMs(self.now().0 + TRY_MS);
         Some(Plan { order, own: placement.own.clone(), copies, need, give_up_at })

@@ -5,6 +5,7 @@
 //! Invariant: bytes leave here only when they hash to the address that was asked for, or, a piece,
 //! come with their path to it; a peer that sent others is logged, and the next copy is used.
 
+use super::liars::Liars;
 use super::put::until;
 use super::{GetError, lock};
 use crate::link::{Link, LinkError, Trouble};
@@ -28,6 +29,7 @@ pub struct Reader {
     latencies: Mutex<Latencies>,
     /// The same of pieces: they are small, and say little about how long a whole chunk takes.
     latencies_of_pieces: Mutex<Latencies>,
+    liars: Liars,
     started: Instant,
 }
 
@@ -56,8 +58,14 @@ impl Reader {
             network,
             latencies: Mutex::default(),
             latencies_of_pieces: Mutex::default(),
+            liars: Liars::default(),
             started: Instant::now(),
         }
+    }
+
+    /// Who was found out, here or by receipts.
+    pub fn liars(&self) -> &Liars {
+        &self.liars
     }
 
     /// Asks those that should have it, then the others in their order, then all that are known.
@@ -79,7 +87,7 @@ impl Reader {
                     Effect::Ask(peer) => asks.push(self.ask(peer, Way::Own, chunk, piece)),
                     Effect::Fetch(peer) => asks.push(self.ask(peer, Way::Fetch, chunk, piece)),
                     Effect::Report { liar } => {
-                        tracing::error!(%chunk, peer = %liar, "a peer sent bytes that are not this chunk");
+                        self.liars.report(liar, chunk);
                     }
                     Effect::Done { from } => {
                         if let Some((_, bytes)) = arrived.take().filter(|(peer, _)| *peer == from) {

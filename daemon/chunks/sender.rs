@@ -6,6 +6,7 @@
 use crate::link::{Link, LinkError, Trouble};
 use bytes::Bytes;
 use mictlan::cluster::put::Failure;
+use mictlan::id::ChunkId;
 use mictlan::wire::{self, Failure as Said};
 use std::sync::{Arc, Weak};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -17,6 +18,7 @@ const BATCH_BYTES: usize = 4 << 20;
 const BATCH_CHUNKS: usize = 256;
 
 struct Job {
+    chunk: ChunkId,
     /// Held by whoever waits for the receipt: when nobody does, there is nothing to send.
     bytes: Weak<Bytes>,
     done: Answer,
@@ -35,11 +37,11 @@ impl Sender {
         Self(queue)
     }
 
-    /// Waits for the peer's receipt.
-    pub async fn send(&self, bytes: Bytes) -> Result<(), Failure> {
+    /// Waits for the peer's receipt of `chunk`, whose bytes these are.
+    pub async fn send(&self, chunk: ChunkId, bytes: Bytes) -> Result<(), Failure> {
         let (done, answer) = oneshot::channel();
         let bytes = Arc::new(bytes);
-        if self.0.send(Job { bytes: Arc::downgrade(&bytes), done }).is_err() {
+        if self.0.send(Job { chunk, bytes: Arc::downgrade(&bytes), done }).is_err() {
             return Err(Failure::Unreachable);
         }
         let answer = answer.await.unwrap_or(Err(Failure::Unreachable));
@@ -49,7 +51,7 @@ impl Sender {
 }
 
 type Answer = oneshot::Sender<Result<(), Failure>>;
-type Batch = Vec<(Bytes, Answer)>;
+type Batch = Vec<(Bytes, (ChunkId, Answer))>;
 
 async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let free = Arc::new(Semaphore::new(REQUESTS_MAX));
@@ -72,7 +74,7 @@ async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
                     break;
                 }
                 size += bytes.len();
-                batch.push((Bytes::clone(&bytes), job.done));
+                batch.push((Bytes::clone(&bytes), (job.chunk, job.done)));
             }
             if size < BATCH_BYTES && batch.len() < BATCH_CHUNKS {
                 next = jobs.try_recv().ok();
@@ -90,20 +92,18 @@ async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
 }
 
 async fn send_batch(link: &Link, batch: Batch) {
-    let (chunks, waiting): (Vec<Bytes>, Vec<Answer>) = batch.into_iter().unzip();
+    let (bytes, asked): (Vec<Bytes>, Vec<_>) = batch.into_iter().unzip();
+    let (chunks, waiting): (Vec<ChunkId>, Vec<Answer>) = asked.into_iter().unzip();
     let count = chunks.len();
-    match link.put(chunks).await {
-        Ok(receipts) if receipts.len() == count => {
+    match link.put(bytes).await {
+        // One for something else is no word about what was sent.
+        Ok(receipts) if receipts.iter().map(|receipt| &receipt.chunk).eq(&chunks) => {
             for done in waiting {
                 // Whoever asked may have gone on to other peers meanwhile.
                 let _ = done.send(Ok(()));
             }
         }
-        Ok(receipts) => {
-            tracing::warn!(peer = %link.peer(), chunks = count, receipts = receipts.len(),
-                "a peer gave another number of receipts than it got chunks");
-            answer_all(waiting, Failure::Refused);
-        }
+        Ok(_) => answer_all(waiting, Failure::Lied),
         Err(error) => {
             tracing::debug!(%error, chunks = count, "chunks were not stored by a peer");
             answer_all(waiting, failure(&error));

@@ -7,6 +7,7 @@ use super::{Chunks, lock};
 use crate::link::LinkError;
 use bytes::Bytes;
 use mictlan::cluster::owed::LONGEST_WAIT_MS;
+use mictlan::cluster::put::Failure;
 use mictlan::id::{ChunkId, PeerId, TimeMs};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -89,22 +90,18 @@ impl Chunks {
         Some(if free.len() <= copies { least } else { sum / copies as u64 })
     }
 
-    /// Which of `chunks` some peer has on disk, and why one could not be asked: what was not found
-    /// may be there.
-    pub async fn have(&self, chunks: Vec<ChunkId>) -> (HashSet<ChunkId>, Option<LinkError>) {
-        let mut found = HashSet::new();
+    /// How many peers say that they have each of `chunks` on disk, and why one could not be asked:
+    /// it may have what the others lack.
+    pub async fn have(&self, chunks: &[ChunkId]) -> (HashMap<ChunkId, usize>, Option<LinkError>) {
+        let mut found = HashMap::new();
         let mut failed = None;
         for known in self.network.peers().iter().filter(|known| known.info.storage) {
             for part in chunks.chunks(10_000) {
-                let missing: Vec<ChunkId> =
-                    part.iter().filter(|chunk| !found.contains(*chunk)).copied().collect();
-                if missing.is_empty() {
-                    continue;
-                }
-                match known.link.have(missing.clone()).await {
+                match known.link.have(part.to_vec()).await {
                     Ok(receipts) => {
-                        let there = missing.iter().zip(receipts).filter(|(_, r)| r.is_some());
-                        found.extend(there.map(|(chunk, _)| *chunk));
+                        for receipt in receipts.into_iter().flatten() {
+                            *found.entry(receipt.chunk).or_default() += 1;
+                        }
                     }
                     Err(error) => failed = Some(error),
                 }
@@ -181,12 +178,15 @@ impl Chunks {
                 continue;
             }
             let Some(sender) = self.sender(place.peer) else { continue };
-            match sender.send(bytes.clone()).await {
-                Ok(_) => {
+            match sender.send(chunk, bytes.clone()).await {
+                Ok(()) => {
                     lock(&self.silent).remove(&place.peer);
                     stored.push(place.peer);
                 }
-                Err(_) => {
+                Err(why) => {
+                    if why == Failure::Lied {
+                        self.reader.liars().report(place.peer, chunk);
+                    }
                     away.insert(place.peer);
                 }
             }

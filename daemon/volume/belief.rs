@@ -308,6 +308,15 @@ impl Volume {
                 format!("peer {peer} has not answered this mount since {}", time::format(at));
             tell("peer-away", false, what, "on its machine: mictlan serve");
         }
+        for (peer, lies) in self.chunks.liars() {
+            let (count, last) = (lies.count, time::format(lies.last));
+            let what = format!(
+                "peer {peer} gave this mount {count} times what is not the chunk, or a receipt for \
+                 something else, the last time at {last}; nothing of it was used, and its copies \
+                 cannot be relied on"
+            );
+            tell("peer-lied", true, what, "find out what runs there; until then add another peer");
+        }
         let owed = self.copies_owed();
         if owed > 0 {
             let what = format!(

@@ -30,6 +30,9 @@ use super::file::{OpenFile, What};
 use super::journal::{Holds, Journaled, Left, Origin, Seq};
 use super::local::Under;
 use super::start::OpenError;
+use crate::chunks::{Charges, GetError};
+use crate::link::LinkError;
+use mictlan::cluster::place::Copies;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::Outcome;
 use mictlan::id::{Attempt, ChunkId, Epoch, Ino, Position, SessionId};
@@ -37,8 +40,9 @@ use mictlan::ledger::record::body::{Body, Fence};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::namespace::{Op, SetTime};
+use mictlan::seal::Sealed;
 use mictlan::wire::{Answer, Query};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -211,30 +215,71 @@ impl Volume {
         self.network.order(self.options.deadline, sign).await
     }
 
-    /// Which of the chunks that the journal's operations name are on the peers. One that cannot be
-    /// found while a peer is away counts as lost only if the journal has its bytes too. A peer may
-    /// have begun to serve a moment ago, and a connection may break: each is asked more than once.
+    /// Which of the chunks that the journal's operations name are on enough peers: a commit may
+    /// name no others, and one peer's word may be a lie. Of those that the journal has no bytes of,
+    /// too few copies become enough; one that nobody has counts as lost, unless a peer is away.
     async fn durable_of(&self, left: &Left) -> Result<HashSet<ChunkId>, OpenError> {
         let named = left.entries.iter().flat_map(|(_, entry)| chunks_of(entry));
         let named: HashSet<ChunkId> = named.collect();
         let named: Vec<ChunkId> = named.into_iter().collect();
-        let until = Instant::now() + ASKED_FOR.min(self.options.deadline);
-        loop {
-            let (found, failed) = self.chunks.have(named.clone()).await;
-            let mut nowhere_else = left.entries.iter().flat_map(|(_, entry)| only_on_peers(entry));
-            match failed {
-                Some(error) if nowhere_else.any(|chunk| !found.contains(&chunk)) => {
-                    if Instant::now() >= until {
-                        return Err(OpenError::TakeOver(format!(
-                            "it names chunks that a peer may have which cannot be asked \
-                             ({error}): start that peer, then mount again"
-                        )));
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                }
-                _ => return Ok(found),
+        let nowhere_else = left.entries.iter().flat_map(|(_, entry)| only_on_peers(entry));
+        let nowhere_else: HashSet<ChunkId> = nowhere_else.collect();
+        let (found, failed) = self.found_of(&named, &nowhere_else).await;
+        let copies = self.chunks.copies();
+        let need = self.chunks.need(copies);
+        let enough = found.iter().filter(|(_, peers)| **peers >= need);
+        let mut durable: HashSet<ChunkId> = enough.map(|(chunk, _)| *chunk).collect();
+        for chunk in nowhere_else {
+            if durable.contains(&chunk) {
+                continue;
+            }
+            if found.contains_key(&chunk) && self.made_durable(chunk, copies).await? {
+                durable.insert(chunk);
+            } else if let Some(error) = &failed {
+                return Err(OpenError::TakeOver(format!(
+                    "it names chunks that a peer may have which cannot be asked ({error}): start \
+                     that peer, then mount again"
+                )));
             }
         }
+        Ok(durable)
+    }
+
+    /// How many peers say that they have each chunk, and why one could not be asked. A peer may
+    /// have begun to serve a moment ago, and a connection may break: while one that is `needed` is
+    /// not found, each is asked more than once.
+    async fn found_of(
+        &self,
+        named: &[ChunkId],
+        needed: &HashSet<ChunkId>,
+    ) -> (HashMap<ChunkId, usize>, Option<LinkError>) {
+        let until = Instant::now() + ASKED_FOR.min(self.options.deadline);
+        loop {
+            let (found, failed) = self.chunks.have(named).await;
+            let all = needed.iter().all(|chunk| found.contains_key(chunk));
+            if all || failed.is_none() || Instant::now() >= until {
+                return (found, failed);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Whether a chunk that some peer says it has could be read, and is on enough peers now.
+    async fn made_durable(&self, chunk: ChunkId, copies: Copies) -> Result<bool, OpenError> {
+        let bytes = match self.chunks.get(chunk, self.options.deadline).await {
+            Ok(bytes) => bytes,
+            Err(GetError::NoGoodCopy { failed, .. }) => {
+                tracing::warn!(%chunk, %failed, "a peer says that it has a chunk, and nobody does");
+                return Ok(false);
+            }
+            Err(error) => {
+                let why = format!("{error}: start the peers that are away, then mount again");
+                return Err(OpenError::TakeOver(why));
+            }
+        };
+        let put = self.chunks.put(Sealed { address: chunk, bytes }, copies, Charges::new());
+        self.wait_for(&[put]).await?;
+        Ok(true)
     }
 
     /// What was sealed in an epoch that is over is sealed again, and on its peers, before a commit

@@ -53,6 +53,9 @@ pub enum Failure {
     OutOfService,
     #[error("refused it")]
     Refused,
+    /// It gave a receipt, for something else.
+    #[error("gave receipts for something else")]
+    Lied,
 }
 
 /// What the driver does.

@@ -197,7 +197,7 @@ pub fn mounts(paths: &Paths, config: &Config) -> Vec<MountLine> {
 }
 
 /// What a mount of the report told of itself, under codes that this program knows.
-const MOUNT_CODES: [&str; 7] = [
+const MOUNT_CODES: [&str; 8] = [
     "stale-view",
     "unproved",
     "mounted-without-quorum",
@@ -205,6 +205,7 @@ const MOUNT_CODES: [&str; 7] = [
     "copies-owed",
     "removed",
     "peer-away",
+    "peer-lied",
 ];
 
 pub fn troubles(paths: &Paths, mount: &MountLine) -> Vec<Problem> {

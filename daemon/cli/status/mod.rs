@@ -16,6 +16,7 @@
 //! | `peer-held` | a process that does not answer has this machine's store |
 //! | `copies-owed` | a mount has chunks that are durable and not yet at all their copies |
 //! | `peer-away` | a peer does not answer a mount; since when |
+//! | `peer-lied` | a peer gave a mount bytes that are not the chunk, or receipts for another one |
 //! | `stale-view` | a mount has not heard of the log for 3 s, or of a cosignature for a minute |
 //! | `unproved` | what a mount applied over 10 s ago is under no cosigned checkpoint yet |
 //! | `mounted-without-quorum` | a mount is read-only, because most voters were away when it began |
