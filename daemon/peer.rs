@@ -114,8 +114,13 @@ pub trait Sequencing: Send + Sync {
         principal: PrincipalId,
         follow: Follow,
     ) -> BoxFuture<'_, Result<Page, Failure>>;
-    /// Confirmed with a majority: everything acknowledged before the call lies before it.
-    fn read_position(&self, barrier: Barrier) -> BoxFuture<'_, Result<Position, Failure>>;
+    /// Confirmed with a majority: everything acknowledged before the call lies before it. Nobody
+    /// speaks for a session of others.
+    fn read_position(
+        &self,
+        principal: PrincipalId,
+        barrier: Barrier,
+    ) -> BoxFuture<'_, Result<Position, Failure>>;
     /// A file of the static tree by its path below `/ledger`: `checkpoint`, `tile/…`, `tags/…`.
     fn ledger_file(
         &self,
@@ -322,7 +327,7 @@ impl Peer {
         barrier: Barrier,
     ) -> Result<Position, Failure> {
         self.allow(caller, |who| who.known)?;
-        self.ledger()?.read_position(barrier).await
+        self.ledger()?.read_position(caller.principal, barrier).await
     }
 
     pub async fn ledger_file(

@@ -13,8 +13,10 @@ use mictlan::meta::payload;
 use mictlan::meta::tag::Facts;
 use mictlan::meta::tree::Node;
 use mictlan::meta::write::WriteSet;
-use mictlan::seal::{self, Codec, KeyRing, Kind, Principal};
-use mictlan::wire::{Answer, Append, CloseSession, Head, LeaseUnit, Outcome, Query, VolumeInfo};
+use mictlan::seal::{self, Codec, EpochSecrets, KeyRing, Kind, Principal, Secret};
+use mictlan::wire::{
+    Answer, Append, Barrier, CloseSession, Head, LeaseUnit, Outcome, Query, VolumeInfo,
+};
 use mictlan_daemon::cli::connect;
 use mictlan_daemon::config::{Config, Paths};
 use mictlan_daemon::founding::Author;
@@ -23,6 +25,7 @@ use mictlan_daemon::host;
 use mictlan_daemon::http::transport::Transport;
 use mictlan_daemon::network::Network;
 use mictlan_daemon::volume::roster;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,5 +231,58 @@ pub fn root_with_a_hole(home: &Home) -> (Position, ChunkId) {
             volume: volume.id,
         };
         (member.append(Body::Root(body)).await, hole)
+    })
+}
+
+/// Asks where the log stands in the name of the user whose home it is, and has others' leases taken
+/// back for `session`; why that was refused.
+pub fn barrier(home: &Home, session: SessionId) -> Result<Position, String> {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let member = Member::of(home).await;
+        let barrier = Barrier { session: Some(session), pass: vec![LeaseUnit::Volume] };
+        let answer = member.network.read_position(&barrier, DEADLINE).await;
+        answer.map_err(|error| error.to_string())
+    })
+}
+
+/// Removes `gone` in the name of the owner whose home it is, and is interrupted when all who stay
+/// have the secrets of the next epoch.
+pub fn interrupted_removal(home: &Home, gone: &str) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let owner = Member::of(home).await;
+        let volume = only_volume(&owner.network).await;
+        let mut ring = owner.ring(&volume);
+        let (epoch, secret) = (Epoch(volume.epoch.0 + 1), || Secret::from_bytes(host::random()));
+        ring.add(EpochSecrets { epoch, meta: secret(), data: Some(secret()) });
+        let answer = owner.network.query(Query::Members(volume.id), DEADLINE).await;
+        let Ok(Answer::Members(members)) = answer else { panic!("no members") };
+        let Member { network, origin, actor, principal, .. } = &owner;
+        let (origin, actor) = (origin.clone(), actor.clone());
+        let author = Author { network, origin, actor, principal };
+        for member in members.iter().filter(|member| member.name.as_str() != gone) {
+            let wrapped = author.wrap(volume.id, &ring, &member.name, member.agreement).await;
+            wrapped.expect("ordered");
+        }
+    });
+}
+
+/// The metadata secrets of an epoch that were ever wrapped for the user whose home it is.
+pub fn secrets_of(home: &Home, epoch: Epoch) -> BTreeSet<[u8; 32]> {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let member = Member::of(home).await;
+        let mine = member.wraps.iter().filter(|wrap| wrap.member == member.actor);
+        let rings = mine.map(|wrap| {
+            let about = wrap_info(&member.origin, &wrap.volume, wrap.key_epoch, &member.actor);
+            let plain = seal::unwrap(&member.principal, &about, &wrap.wrap).expect("for this key");
+            KeyRing::decode(&plain).expect("a ring")
+        });
+        let of = |ring: KeyRing| {
+            let found = ring.secrets().find(|secrets| secrets.epoch == epoch);
+            found.map(|secrets| *secrets.meta.expose())
+        };
+        rings.filter_map(of).collect()
     })
 }

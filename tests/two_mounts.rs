@@ -1,6 +1,9 @@
 //! Two mounts of one volume that change the same things at once.
 
-use mictlan_tests::three::Three;
+use mictlan::id::SessionId;
+use mictlan_tests::forger;
+use mictlan_tests::harness::Home;
+use mictlan_tests::three::{Three, files};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -134,4 +137,23 @@ fn what_another_mount_made_impossible_is_kept_in_bytes_and_in_words() {
     assert_eq!(said[0], "rename /moved to /renamed: no such file or directory");
     assert!(said[1].starts_with("set mode 0600 of /inode-"), "{list}");
     assert_eq!(said[2], "make the file /new: the name exists already");
+}
+
+/// The session of a user's only mount.
+fn session(home: &Home) -> SessionId {
+    let journals = files(&home.path().join("home/state/journals"));
+    let mut names = journals.iter().filter_map(|(file, _)| file.parent()?.file_name()?.to_str());
+    SessionId(names.next().expect("a journal").parse().expect("a session's number"))
+}
+
+#[test]
+fn in_the_name_of_another_s_session_nobody_takes_leases_back() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    let dir = alice.mount("mnt");
+    let session = session(&alice);
+    let refused = forger::barrier(&bob, session).expect_err("it is not his");
+    assert!(refused.contains("this key may not do that"), "{refused}");
+    forger::barrier(&alice, session).expect("it is hers");
+    alice.unmount(&dir);
 }

@@ -226,11 +226,17 @@ impl Service {
     }
 
     /// A confirmed position, after what others hold back under leases on the named units.
-    pub(super) async fn barrier(&self, barrier: Barrier) -> Result<Position, Failure> {
+    /// In another's name nothing is taken back from anybody.
+    pub(super) async fn barrier(
+        &self,
+        principal: PrincipalId,
+        barrier: Barrier,
+    ) -> Result<Position, Failure> {
         let position = self.confirmed().await?;
         let Some(session) = barrier.session.filter(|_| !barrier.pass.is_empty()) else {
             return Ok(position);
         };
+        self.check_owner(&principal, session)?;
         let volume = self
             .sequencer
             .with_state(|state| state.session(session).map(|session| session.volume))

@@ -106,17 +106,19 @@ impl Service {
     async fn append_record(&self, append: Append) -> Result<Outcome, Failure> {
         let Append { submission, pass } = append;
         let body = Proposal::parse(&submission.p).map(|proposal| proposal.body);
-        let commit = match &body {
+        let mut commit = match &body {
             Ok(Body::Commit(commit)) if !pass.is_empty() => Some((commit.volume, commit.session)),
             _ => None,
         };
-        let ticket = match commit {
-            Some((volume, session)) => {
-                self.confirmed().await?;
-                Some(self.pass(volume, session, pass, Mode::Write).await?)
+        let mut ticket = None;
+        if let Some((volume, session)) = commit {
+            self.confirmed().await?;
+            // What will be refused takes nobody's lease back.
+            match self.is_of_its_session(&submission, session) {
+                true => ticket = Some(self.pass(volume, session, pass, Mode::Write).await?),
+                false => commit = None,
             }
-            None => None,
-        };
+        }
         let outcome = self.propose(Item::Record(submission)).await;
         if let (Some(ticket), Some((volume, _))) = (ticket, commit) {
             self.desk.done(volume, ticket);
@@ -127,6 +129,16 @@ impl Service {
             self.account.ended(fence.session);
         }
         Ok(outcome)
+    }
+
+    /// Whether a commit is signed by whom its session belongs to.
+    fn is_of_its_session(&self, submission: &Submission, session: SessionId) -> bool {
+        let Ok(proposal) = Proposal::parse(&submission.p) else { return false };
+        let own = self.sequencer.with_state(|state| {
+            let owner = state.session(session).map(|session| session.actor == proposal.actor);
+            state.check(submission).is_ok() && owner == Ok(true)
+        });
+        own == Some(true)
     }
 
     async fn open(
@@ -302,8 +314,12 @@ impl Sequencing for Service {
         self.follow_log(follow).boxed()
     }
 
-    fn read_position(&self, barrier: Barrier) -> BoxFuture<'_, Result<Position, Failure>> {
-        self.barrier(barrier).boxed()
+    fn read_position(
+        &self,
+        principal: PrincipalId,
+        barrier: Barrier,
+    ) -> BoxFuture<'_, Result<Position, Failure>> {
+        self.barrier(principal, barrier).boxed()
     }
 
     fn ledger_file(

@@ -255,7 +255,7 @@ impl Sequencing for Liar {
             false => Box::pin(self.pass_on(follow)),
         }
     }
-    fn read_position(&self, barrier: Barrier) -> Answering<'_, Position> {
+    fn read_position(&self, _: PrincipalId, barrier: Barrier) -> Answering<'_, Position> {
         Box::pin(self.honest.read_position(self.caller, barrier))
     }
     fn ledger_file(&self, _: String, _: Option<Range<u64>>) -> Answering<'_, Option<bytes::Bytes>> {

@@ -148,7 +148,11 @@ impl Sequencing for Scripted {
     fn follow(&self, _: PrincipalId, follow: Follow) -> BoxFuture<'_, Result<Page, Failure>> {
         ready(Ok(Page { entries: Vec::new(), next: follow.from, head: HEAD })).boxed()
     }
-    fn read_position(&self, _: Barrier) -> BoxFuture<'_, Result<Position, Failure>> {
+    fn read_position(
+        &self,
+        _: PrincipalId,
+        _: Barrier,
+    ) -> BoxFuture<'_, Result<Position, Failure>> {
         ready(Ok(Position(5))).boxed()
     }
     fn ledger_file(
