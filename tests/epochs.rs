@@ -1,5 +1,7 @@
 //! P6 under running mounts: a member is removed while others work, and each knows at once.
 
+use mictlan::id::Epoch;
+use mictlan_tests::forger;
 use mictlan_tests::harness::{Home, alive, signal, wait_until};
 use mictlan_tests::three::{Three, noise, write_through};
 use serde_json::Value;
@@ -142,4 +144,38 @@ fn a_removed_member_is_told_and_what_it_had_not_committed_is_kept() {
     assert!(!refused.status.success() && why.contains("no access"), "{why}");
     let other = alice.mount("mnt");
     assert_eq!(fs::read(other.join("before")).ok().as_deref(), Some(b"before".as_slice()));
+}
+
+#[test]
+fn an_interrupted_removal_is_in_nobody_s_way() {
+    let three = Three::start();
+    let (alice, bob, carol) = (three.user("alice"), three.user("bob"), three.user("carol"));
+    three.peers[0].home.ok(&["member", "add", "alice", "--role", "owner"]);
+    forger::interrupted_removal(&alice, "carol");
+    // Bob has what was to be kept from carol; who comes now gets nothing of that.
+    let dave = three.user("dave");
+    let next = Epoch(2);
+    assert_eq!(forger::secrets_of(&dave, next).len(), 0);
+    let burnt = forger::secrets_of(&bob, next);
+    assert_eq!(burnt.len(), 1);
+    alice.ok(&["member", "rm", "bob"]);
+    let known = forger::secrets_of(&carol, next);
+    assert!(known.len() == 1 && known.is_disjoint(&burnt), "bob reads on");
+    assert!(known.is_subset(&forger::secrets_of(&alice, next)), "one key for all");
+    let dir = carol.mount("mnt");
+    write_through(&dir.join("hers"), b"carol").expect("she was not removed");
+    let other = dave.mount("mnt");
+    assert_eq!(fs::read(other.join("hers")).expect("readable"), b"carol");
+    let refused = bob.run(&["ls", "/"]);
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("no access"), "{why}");
+    carol.unmount(&dir);
+    alice.ok(&["member", "rm", "carol"]);
+    write_through(&other.join("late"), b"late").expect("in the third epoch");
+    assert_eq!(forger::secrets_of(&carol, Epoch(3)).len(), 0);
+    // A removal that is finished for the same person goes on with what is there.
+    forger::interrupted_removal(&alice, "dave");
+    let left = forger::secrets_of(&alice, Epoch(4));
+    alice.ok(&["member", "rm", "dave"]);
+    assert_eq!(forger::secrets_of(&alice, Epoch(4)), left);
 }

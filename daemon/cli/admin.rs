@@ -16,7 +16,7 @@ use crate::volume::roster;
 use clap::Subcommand;
 use mictlan::id::{Epoch, Label, VolumeId};
 use mictlan::ledger::record::body::{Body, Revoke, Role};
-use mictlan::seal::{EpochSecrets, Secret};
+use mictlan::seal::{EpochSecrets, KeyRing, Secret};
 use mictlan::wire::{Answer, Member, Query};
 use serde_json::json;
 use std::process::ExitCode;
@@ -127,33 +127,48 @@ async fn remove(
         )));
     }
     let actor = members::actor(connected).await?;
-    let mut ring = members::ring(connected, id).await?;
-    let epoch = Epoch(epoch_of(connected, id).await?.0 + 1);
-    // Secrets that an interrupted removal left are as good as new ones.
-    if ring.current().epoch() < epoch {
-        let secret = || Secret::from_bytes(host::random());
-        ring.add(EpochSecrets { epoch, meta: secret(), data: Some(secret()) });
-    }
+    let now = members::epoch_of(connected, id).await?;
+    let epoch = Epoch(now.0 + 1);
+    let (ring, wraps) = members::ring_with_wraps(connected, id).await?;
+    let present = ring.until(now).ok_or(CliError::OtherAnswer)?;
+    let (going, stay): (Vec<_>, Vec<_>) = members.iter().partition(|one| one.name == *name);
+    let early = wraps.iter().filter(|wrap| wrap.volume == id && wrap.key_epoch == epoch);
+    let early: Vec<&Label> = early.map(|wrap| &wrap.member).collect();
+    // Secrets that an interrupted removal left are as good as new ones, unless they were given to
+    // somebody who does not stay.
+    let good = early.iter().all(|given| stay.iter().any(|one| one.name == **given));
+    let ring = match ring.current().epoch() == epoch && good {
+        true => ring,
+        false => with_new_secrets(&present, epoch),
+    };
     let origin = connected.origin();
     let author =
         Author { network: &connected.network, origin, actor, principal: &connected.principal };
-    for member in members.iter().filter(|member| member.name != *name) {
-        let theirs = match member.role {
-            Role::Auditor => &ring.without_data(),
-            _ => &ring,
-        };
-        author.wrap(id, theirs, &member.name, member.agreement).await?;
+    for member in stay {
+        author.wrap(id, &fit_for(&ring, member), &member.name, member.agreement).await?;
+    }
+    // Whose newest secrets are of the next epoch cannot be removed by its beginning. These are of
+    // the present one again; the others, which he has as well, are nobody's any more.
+    for member in going.into_iter().filter(|member| early.contains(&&member.name)) {
+        author.wrap(id, &fit_for(&present, member), &member.name, member.agreement).await?;
     }
     let (member, volume) = (name.clone(), Some(id));
     author.append(Body::Revoke(Revoke { key_epoch: Some(epoch), member, reason, volume })).await?;
     Ok(epoch)
 }
 
-async fn epoch_of(connected: &Connected, volume: VolumeId) -> Result<Epoch, CliError> {
-    let answer = connected.network.query(Query::Volumes, DEADLINE).await?;
-    let Answer::Volumes(volumes) = answer else { return Err(CliError::OtherAnswer) };
-    let found = volumes.iter().find(|known| known.id == volume).map(|known| known.epoch);
-    found.ok_or(CliError::OtherAnswer)
+fn with_new_secrets(present: &KeyRing, epoch: Epoch) -> KeyRing {
+    let secret = || Secret::from_bytes(host::random());
+    let mut ring = present.clone();
+    ring.add(EpochSecrets { epoch, meta: secret(), data: Some(secret()) });
+    ring
+}
+
+fn fit_for(ring: &KeyRing, member: &Member) -> KeyRing {
+    match member.role {
+        Role::Auditor => ring.without_data(),
+        _ => ring.clone(),
+    }
 }
 
 async fn members_of(connected: &Connected, volume: VolumeId) -> Result<Vec<Member>, CliError> {

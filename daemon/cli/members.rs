@@ -6,10 +6,11 @@ use crate::founding::Author;
 use crate::identity::invite::Invite;
 use crate::network::Network;
 use crate::volume::roster;
-use mictlan::id::{Label, VolumeId};
+use mictlan::id::{Epoch, Label, VolumeId};
 use mictlan::ledger::record::Origin;
 use mictlan::ledger::record::body::{Wrap, wrap_info};
 use mictlan::seal::{self, KeyRing, Principal};
+use mictlan::wire::{Answer, Query};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -21,12 +22,31 @@ pub async fn actor(connected: &Connected) -> Result<Label, CliError> {
     roster.owner_of(&connected.principal.id()).cloned().ok_or_else(unknown)
 }
 
-/// The volume's secrets, as far as the connected principal has them.
+/// The volume's secrets up to its epoch, as far as the connected principal has them: those of an
+/// epoch that has not begun are given by a removal alone, since they are not for everyone.
 pub async fn ring(connected: &Connected, volume: VolumeId) -> Result<KeyRing, CliError> {
+    let epoch = epoch_of(connected, volume).await?;
+    ring_with_wraps(connected, volume).await?.0.until(epoch).ok_or(CliError::OtherAnswer)
+}
+
+/// All of them, those of an epoch that is to begin too, and what was ever wrapped for anybody.
+pub async fn ring_with_wraps(
+    connected: &Connected,
+    volume: VolumeId,
+) -> Result<(KeyRing, Vec<Wrap>), CliError> {
     let (roster, wraps) = roster(&connected.network, DEADLINE).await?;
     let actor = roster.owner_of(&connected.principal.id()).cloned();
     let actor = actor.ok_or_else(|| CliError::Usage("this key is not known here".to_owned()))?;
-    opened(&wraps, &roster.origin(), volume, &actor, &connected.principal)
+    let ring = opened(&wraps, &roster.origin(), volume, &actor, &connected.principal)?;
+    Ok((ring, wraps))
+}
+
+/// The key epoch that the volume is in.
+pub async fn epoch_of(connected: &Connected, volume: VolumeId) -> Result<Epoch, CliError> {
+    let answer = connected.network.query(Query::Volumes, DEADLINE).await?;
+    let Answer::Volumes(volumes) = answer else { return Err(CliError::OtherAnswer) };
+    let found = volumes.iter().find(|known| known.id == volume).map(|known| known.epoch);
+    found.ok_or(CliError::OtherAnswer)
 }
 
 fn opened(

@@ -96,9 +96,11 @@ pub(super) fn unwrap_ring(
 ) -> Opening<(KeyRing, Option<KeyRing>)> {
     let volume = &start.volume;
     let no_access = || OpenError::NoAccess { volume: volume.clone(), actor: actor.to_string() };
+    // The last record counts, not the highest epoch: whose removal came between others' may have been
+    // given secrets of an epoch that then began with other ones.
     let newest = |wanted: &dyn Fn(&Wrap) -> bool| {
         let mine = wraps.iter().filter(|wrap| wrap.volume == info.id && wrap.member == *actor);
-        mine.filter(|wrap| wanted(wrap)).max_by_key(|wrap| wrap.key_epoch)
+        mine.filter(|wrap| wanted(wrap)).last()
     };
     let open = |wrap: &Wrap| {
         let bad = |why: String| OpenError::BadWrap { volume: volume.clone(), why };

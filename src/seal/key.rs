@@ -189,11 +189,19 @@ impl KeyRing {
 
     /// What an auditor is given: every meta secret, no data secret.
     pub fn without_data(&self) -> KeyRing {
-        let mut secrets = self.secrets().map(|s| EpochSecrets { data: None, ..s.clone() });
-        let first = secrets.next().expect("a ring is made with its first epoch and loses none");
-        let mut ring = KeyRing::new(self.volume.clone(), first);
+        let secrets = self.secrets().map(|s| EpochSecrets { data: None, ..s.clone() });
+        self.of(secrets).expect("a ring is made with its first epoch and loses none")
+    }
+
+    /// Without the epochs after `last`, which have not begun; `None` when nothing is left.
+    pub fn until(&self, last: Epoch) -> Option<KeyRing> {
+        self.of(self.secrets().filter(|secrets| secrets.epoch <= last).cloned())
+    }
+
+    fn of(&self, mut secrets: impl Iterator<Item = EpochSecrets>) -> Option<KeyRing> {
+        let mut ring = KeyRing::new(self.volume.clone(), secrets.next()?);
         secrets.for_each(|secrets| ring.add(secrets));
-        ring
+        Some(ring)
     }
 
     /// `version u8 = 1 | volume [32] | epochs varint | each: epoch u32, has data u8, meta [32],
