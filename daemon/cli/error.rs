@@ -97,6 +97,11 @@ pub enum CliError {
     /// What it leaves is known to the verb (`Left`).
     #[error("{path}: {error}")]
     Volume { path: String, error: FsError },
+    #[error(
+        "this key may read volume {0} and not change it, so nothing was changed; an owner can let \
+         it write: mictlan member add NAME --role writer --volume {0}"
+    )]
+    Reader(mictlan::id::Label),
     #[error("{cause}; {left}")]
     Left { cause: Box<CliError>, left: String },
     #[error(
@@ -155,7 +160,7 @@ impl CliError {
             | CliError::NotMounted(_)
             | CliError::MountInUse { .. }
             | CliError::StillWritten { .. } => 6,
-            CliError::Open(_) => 7,
+            CliError::Open(_) | CliError::Reader(_) => 7,
             CliError::Here(_) | CliError::Held { .. } | CliError::InUse { .. } => 8,
             CliError::Join(_) | CliError::Invite(_) => 9,
             CliError::Volume { .. } => 10,

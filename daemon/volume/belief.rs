@@ -9,6 +9,7 @@ use super::Volume;
 use super::state::Mode;
 use crate::host;
 use crate::ledger::{Ledger, LedgerError, Seen};
+use mictlan::cluster::refusal::Refusal;
 use mictlan::id::{Label, LedgerHash, Position, TimeMs};
 use mictlan::ledger::inclusion::{self, Inclusion, Signed};
 use mictlan::ledger::record::time;
@@ -25,6 +26,8 @@ const EVERY_AT_REST: Duration = Duration::from_secs(5);
 const SILENT: Duration = Duration::from_secs(3);
 /// Voters cosign every 10 s, also when nothing happens.
 const UNSIGNED: Duration = Duration::from_secs(60);
+/// Commits that wait for so long are told.
+const UNCOMMITTED: Duration = Duration::from_secs(60);
 /// A program that tries to write again and again is told in the log so often.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
@@ -73,6 +76,12 @@ pub(super) struct Belief {
     heard: Mutex<Heard>,
     /// It came up without a quorum: only what a checkpoint covers is applied, nothing is changed.
     proven: Option<Position>,
+    /// This key may not change the volume, so nothing is changed here.
+    reads: bool,
+    /// The refusal after which nothing was committed any more.
+    refused: OnceLock<Refusal>,
+    /// Covers since when no commit gets on, if one waits.
+    stuck: Mutex<Option<(Instant, TimeMs)>>,
     /// Covers when a refused writer was last told why.
     said: Mutex<Option<Instant>>,
     /// Shown once that a checkpoint is late, until one comes.
@@ -95,7 +104,7 @@ fn moment() -> (Instant, TimeMs) {
 }
 
 impl Belief {
-    pub fn new(ledger: Arc<Ledger>, proven: Option<Position>) -> Self {
+    pub fn new(ledger: Arc<Ledger>, proven: Option<Position>, reads: bool) -> Self {
         Self {
             ledger,
             began: Instant::now(),
@@ -103,6 +112,9 @@ impl Belief {
             ended: OnceLock::new(),
             heard: Mutex::new(Heard { log: moment(), signed: 0, signed_at: moment() }),
             proven,
+            reads,
+            refused: OnceLock::new(),
+            stuck: Mutex::default(),
             said: Mutex::default(),
             late: AtomicBool::new(false),
         }
@@ -252,6 +264,29 @@ impl Volume {
         FsError::ReadOnly
     }
 
+    /// Whether this key may only read the volume.
+    pub fn is_readers(&self) -> bool {
+        self.belief.reads
+    }
+
+    /// A try to commit failed, and what it had waits on.
+    pub(super) fn no_commit(&self) {
+        lock(&self.belief.stuck).get_or_insert_with(moment);
+    }
+
+    pub(super) fn commit_came(&self) {
+        *lock(&self.belief.stuck) = None;
+    }
+
+    /// Nothing is committed from here on, because of `refusal`.
+    pub(super) fn refused_for_good(&self, refusal: &Refusal) {
+        let _ = self.belief.refused.set(refusal.clone()); // the first says why
+    }
+
+    pub(super) fn may_not_commit(&self) -> bool {
+        matches!(self.belief.refused.get(), Some(Refusal::NotAllowed { .. }))
+    }
+
     /// Chunks that are durable and not yet at all their copies.
     pub fn copies_owed(&self) -> usize {
         self.chunks.owed()
@@ -260,6 +295,24 @@ impl Volume {
     /// Of the newest commit that this mount shows.
     pub fn applied_position(&self) -> Position {
         self.core().view.position()
+    }
+
+    /// Why what was written is not committed, if that is for long, and what to do.
+    fn waiting(&self) -> Option<(String, &'static str)> {
+        if let Some(refusal) = self.belief.refused.get() {
+            let what = format!(
+                "this mount can commit nothing any more: {refusal}; what was not committed is in \
+                 its journal"
+            );
+            return Some((what, "unmount, and mount again with the same key"));
+        }
+        let (_, at) = lock(&self.belief.stuck).filter(|(at, _)| at.elapsed() > UNCOMMITTED)?;
+        let what = format!(
+            "nothing has been committed since {}, and something waits: it is in the journal, and \
+             the mount's log has the cause",
+            time::format(at)
+        );
+        Some((what, "mictlan status; if it lasts, unmount and mount again"))
     }
 
     /// What is wrong with this mount's view, for `mictlan status`.
@@ -288,7 +341,15 @@ impl Volume {
             );
             tell("mounted-without-quorum", true, what, "mictlan serve there, unmount and mount");
         }
+        if self.belief.reads {
+            let what = "this key may read the volume and not change it, so it is mounted read-only";
+            let next = "an owner: mictlan member add NAME --role writer; then unmount and mount";
+            tell("reader", false, what.to_owned(), next);
+        }
         let since = |(_, at): (Instant, TimeMs)| time::format(at);
+        if let Some((what, next)) = self.waiting() {
+            tell("commits-wait", true, what, next);
+        }
         let heard = lock(&self.belief.heard);
         if heard.log.0.elapsed() > SILENT {
             let what = format!("no voter has shown this mount the log since {}", since(heard.log));

@@ -386,6 +386,7 @@ impl Volume {
         tracing::error!(%refusal,
             "this mount can commit nothing any more; what waited is kept in its journal: \
              unmount and mount again");
+        self.refused_for_good(refusal);
         self.core().session.mode = Mode::Lost;
         self.stuck(self.lost_errno());
     }
@@ -405,6 +406,7 @@ impl Volume {
     }
 
     fn stuck(&self, error: FsError) {
+        self.no_commit();
         self.progress.send_modify(|progress| progress.stuck = Some(error));
     }
 }

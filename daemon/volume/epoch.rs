@@ -97,7 +97,8 @@ impl Volume {
 
     /// What a mount that can commit nothing more answers.
     pub(super) fn lost_errno(&self) -> FsError {
-        if self.is_member() { FsError::Io } else { FsError::Denied }
+        let denied = !self.is_member() || self.may_not_commit();
+        if denied { FsError::Denied } else { FsError::Io }
     }
 
     /// `op` on chunks of the present epoch.

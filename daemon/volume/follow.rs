@@ -372,6 +372,7 @@ impl Volume {
     }
 
     fn committed(&self, until: Seq, floor: Option<Seq>) {
+        self.commit_came();
         self.progress.send_modify(|progress| {
             progress.committed = progress.committed.max(until);
             progress.stuck = None;

@@ -203,7 +203,7 @@ impl Fold {
             position: before(made),
             next: made,
             roster,
-            belief: Belief::new(start.ledger.clone(), None),
+            belief: Belief::new(start.ledger.clone(), None, true),
             session: None,
             journal: None,
             coherent: None,

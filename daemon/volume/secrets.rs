@@ -10,7 +10,7 @@ use mictlan::ledger::record::body::{Body, Wrap, wrap_info};
 use mictlan::ledger::record::{Line, Origin};
 use mictlan::ledger::roster::Roster;
 use mictlan::seal::{self, KeyRing};
-use mictlan::wire::{Follow, VolumeInfo};
+use mictlan::wire::{Answer, Follow, Query, Role, VolumeInfo};
 
 /// No volume has this id: a follower that names it gets what concerns everyone.
 const NO_VOLUME: VolumeId = VolumeId([0; 16]);
@@ -83,6 +83,17 @@ pub(super) async fn roster_before(
     let roster = roster.ok_or_else(|| OpenError::Ledger("it has no records".to_owned()))?;
     let before = before.unwrap_or_else(|| roster.clone());
     Ok(Known { roster, wraps, before })
+}
+
+/// Whether the ledger lets a member change the volume. What somebody gets who is no member at all,
+/// the first change tells.
+pub(super) async fn may_write(start: &Start, volume: VolumeId, member: &Label) -> Opening<bool> {
+    let answer = start.network.query(Query::Members(volume), start.options.deadline).await?;
+    let Answer::Members(members) = answer else {
+        return Err(OpenError::Ledger("a voter answered another question".to_owned()));
+    };
+    let role = members.iter().find(|found| found.name == *member).map(|found| found.role);
+    Ok(role.is_none_or(|role| matches!(role, Role::Owner | Role::Writer)))
 }
 
 /// The volume's secrets of its epoch, from the newest wrap for this key, and those of an epoch that

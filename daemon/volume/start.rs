@@ -10,7 +10,7 @@ use super::follow::Applied;
 use super::journal::{About, Journal, JournalError, Left};
 use super::nodes::empty_tree;
 use super::quorum;
-use super::secrets::{Known, roster_before, unwrap_ring};
+use super::secrets::{Known, may_write, roster_before, unwrap_ring};
 use super::spill::Spill;
 use super::state::{Core, Mode, Progress, Session};
 use super::{Stale, Volume};
@@ -137,15 +137,18 @@ impl Volume {
             roster_before(&start.network, start.options.deadline, next).await?;
         let held = Held::of(start, &info, &roster, &wraps)?;
         let size = proven.as_ref().map(|seen| Position(seen.size()));
-        let belief = Belief::new(start.ledger.clone(), size);
+        let reads = proven.is_none()
+            && !start.options.read_only
+            && !may_write(start, info.id, &held.actor).await?;
+        let belief = Belief::new(start.ledger.clone(), size, reads);
         if let Some(root) = &info.root {
             let leaf = check_root(start, info.id, root, &roster).await?;
             belief.applied(root.record, leaf, false);
         }
         let (tree, position) = newest_tree(start, &info, &held).await?;
-        let Seat { session, journal, coherent, left } = match proven {
-            Some(_) => Seat::default(),
-            None => Seat::take(start, info.id).await?,
+        let Seat { session, journal, coherent, left } = match proven.is_some() || reads {
+            true => Seat::default(),
+            false => Seat::take(start, info.id).await?,
         };
         // The records from there on change the roster once more, in order.
         let roster = before;

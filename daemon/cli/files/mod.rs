@@ -70,6 +70,10 @@ impl Open {
             }
         };
         drop(stale); // nothing here remembers what others may change
+        if !read_only && volume.is_readers() {
+            connected.close().await;
+            return Err(CliError::Reader(place.volume.clone()));
+        }
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
         Ok(Self { connected, volume, who: Caller { uid, gid, pid: std::process::id() } })

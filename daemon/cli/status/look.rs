@@ -197,10 +197,12 @@ pub fn mounts(paths: &Paths, config: &Config) -> Vec<MountLine> {
 }
 
 /// What a mount of the report told of itself, under codes that this program knows.
-const MOUNT_CODES: [&str; 8] = [
+const MOUNT_CODES: [&str; 10] = [
     "stale-view",
     "unproved",
     "mounted-without-quorum",
+    "reader",
+    "commits-wait",
     "contradiction",
     "copies-owed",
     "removed",

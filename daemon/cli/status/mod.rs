@@ -20,6 +20,8 @@
 //! | `stale-view` | a mount has not heard of the log for 3 s, or of a cosignature for a minute |
 //! | `unproved` | what a mount applied over 10 s ago is under no cosigned checkpoint yet |
 //! | `mounted-without-quorum` | a mount is read-only, because most voters were away when it began |
+//! | `reader` | the key of a mount may only read its volume |
+//! | `commits-wait` | a mount has committed nothing for a minute though something waits, or cannot any more |
 //! | `contradiction` | the voters signed another log, or a member named another root; all is `EIO` |
 //! | `removed` | the key of a mount was removed from the volume |
 //! | `not-mounted` | the directory is no mount of mictlan |
