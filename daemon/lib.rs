@@ -14,6 +14,7 @@ pub mod link;
 pub mod metrics;
 pub mod network;
 pub mod others;
+pub mod owing;
 pub mod peer;
 pub mod presence;
 pub mod sequencer;

@@ -7,6 +7,7 @@
 use crate::http::client::Client;
 use crate::peer::{Caller, Peer, RaftCall};
 use bytes::Bytes;
+use mictlan::cluster::place::Copies;
 use mictlan::id::{ChunkId, Position, PrincipalId};
 use mictlan::wire::{
     Answer, Append, Barrier, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join,
@@ -119,7 +120,16 @@ impl Link {
     /// One receipt a chunk, in order, when all of them are durable. At most one batch
     /// (`wire::chunks::batches`).
     pub async fn put(&self, chunks: Vec<Bytes>) -> Answered<Vec<Receipt>> {
-        call!(self, CHUNKS_DEADLINE, true, put(chunks))
+        self.put_of(chunks, None).await
+    }
+
+    /// The same; there shall be so many `copies` of each, whatever becomes of who puts them.
+    pub async fn put_of(
+        &self,
+        chunks: Vec<Bytes>,
+        copies: Option<Copies>,
+    ) -> Answered<Vec<Receipt>> {
+        call!(self, CHUNKS_DEADLINE, true, put(chunks, copies))
     }
 
     /// A receipt for each of `chunks` that the peer has, in order.

@@ -1,6 +1,6 @@
 //! The other peers, as a peer asks them for a chunk that it lacks.
 //!
-//! Owns: the ways to them as the ledger names them, how many chunks are fetched at a time and for
+//! Owns: the ways to them as the ledger names them, where chunks are placed, how many chunks are fetched at a time and for
 //! how long.
 //! Never: decides who may read; `peer` did, before. Never has another peer fetch: each is asked
 //! for what it has itself, so that no two ever wait for each other.
@@ -8,10 +8,12 @@
 
 use crate::chunks::{self, GetError, Piece, Reader};
 use crate::http::transport::Transport;
+use crate::link::Link;
 use crate::network::{Known, Network};
 use crate::peer::Sequencing;
 use bytes::Bytes;
 use mictlan::cluster::get::Asker;
+use mictlan::cluster::layout::Layout;
 use mictlan::cluster::place::{Copies, place};
 use mictlan::id::{ChunkId, PeerId};
 use mictlan::wire::{Answer, Failure, PeerInfo, Query};
@@ -89,20 +91,31 @@ impl Others {
         ledger: &dyn Sequencing,
     ) -> Result<(Vec<PeerId>, Vec<PeerId>), Failure> {
         let me = self.transport.principal().id();
-        let other = || Failure::Busy("the ledger answers another question".to_owned());
-        let Answer::Peers { peers, .. } = ledger.answer(me, Query::Peers)? else {
-            return Err(other());
-        };
         let Answer::Volumes(volumes) = ledger.answer(me, Query::Volumes)? else {
-            return Err(other());
+            return Err(another_answer());
         };
         let wanted = volumes.iter().filter_map(|volume| Copies::new(volume.copies)).max();
-        let layout = chunks::layout(&peers).map_err(|why| Failure::Busy(why.to_string()))?;
-        self.know(peers);
+        let layout = self.layout(ledger)?;
         let mut order: Vec<PeerId> =
             place(chunk, &layout).into_iter().map(|place| place.peer).collect();
         let rest = order.split_off(wanted.unwrap_or(Copies::DEFAULT).count().min(order.len()));
         Ok((order, rest))
+    }
+
+    /// Where chunks are placed now; the links follow it.
+    pub fn layout(&self, ledger: &dyn Sequencing) -> Result<Layout, Failure> {
+        let me = self.transport.principal().id();
+        let Answer::Peers { peers, .. } = ledger.answer(me, Query::Peers)? else {
+            return Err(another_answer());
+        };
+        let layout = chunks::layout(&peers).map_err(|why| Failure::Busy(why.to_string()))?;
+        self.know(peers);
+        Ok(layout)
+    }
+
+    /// To another peer that has an address.
+    pub fn link(&self, peer: PeerId) -> Option<Link> {
+        self.network.link(peer)
     }
 
     /// Brings the links to what the ledger says.
@@ -120,4 +133,8 @@ impl Others {
         self.network.replace(others.map(link).collect());
         *known = peers;
     }
+}
+
+fn another_answer() -> Failure {
+    Failure::Busy("the ledger answers another question".to_owned())
 }

@@ -6,9 +6,11 @@
 //! none of them can do what another may not.
 
 use crate::others::Others;
+use crate::owing::Owing;
 use crate::store::{self, Checked, ReadError, Store, WriteError};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use mictlan::cluster::place::Copies;
 use mictlan::id::{ChunkId, NetworkId, PeerId, Position, PrincipalId, TimeMs};
 use mictlan::wire::{
     Answer, Append, Barrier, CloseSession, Failure, Follow, Head, Heartbeat, HeartbeatReply, Join,
@@ -146,7 +148,9 @@ pub struct Peer {
     store: Option<Arc<Store>>,
     sequencing: Option<Arc<dyn Sequencing>>,
     /// Whom it asks for chunks that it lacks.
-    others: Option<Others>,
+    others: Option<Arc<Others>>,
+    /// Who looks after the copies that others lack.
+    owing: Option<Arc<Owing>>,
     /// It is about to stop: nobody is kept waiting for news.
     leaving: watch::Sender<bool>,
 }
@@ -159,12 +163,21 @@ impl Peer {
         sequencing: Option<Arc<dyn Sequencing>>,
     ) -> Self {
         let leaving = watch::Sender::new(false);
-        Self { network, principal, store, sequencing, others: None, leaving }
+        Self { network, principal, store, sequencing, others: None, owing: None, leaving }
     }
 
     /// With a way to the other peers.
     pub fn asking(self, others: Others) -> Self {
-        Self { others: Some(others), ..self }
+        let others = Arc::new(others);
+        let owing = match (&self.store, &self.sequencing) {
+            (Some(store), Some(ledger)) => {
+                let owing = Owing::new(store.clone(), ledger.clone(), others.clone());
+                tokio::spawn(Owing::work(Arc::downgrade(&owing)));
+                Some(owing)
+            }
+            _ => None,
+        };
+        Self { others: Some(others), owing, ..self }
     }
 
     /// Who waits for news is sent away, to another peer or to this one when it is back.
@@ -195,14 +208,28 @@ impl Peer {
         self.allow(caller, |who| who.writes || who.peer.is_some())
     }
 
-    /// Hashes the chunks and stores them; the receipts name what they hashed to.
-    pub async fn put(&self, caller: Caller, chunks: Vec<Bytes>) -> Result<Vec<Receipt>, Failure> {
+    /// Hashes the chunks and stores them; the receipts name what they hashed to. With a word of
+    /// how many `copies` there shall be, this peer looks after those that are missing later.
+    pub async fn put(
+        &self,
+        caller: Caller,
+        chunks: Vec<Bytes>,
+        copies: Option<Copies>,
+    ) -> Result<Vec<Receipt>, Failure> {
         self.may_put(caller)?;
         let name = move || chunks.into_iter().map(Checked::hashed).collect::<Result<Vec<_>, _>>();
         // 16 MiB take 2 ms: too long for a thread that others' replies wait for.
         let checked = tokio::task::spawn_blocking(name).await;
         let checked = checked.map_err(|why| Failure::StoreFailed(why.to_string()))?;
-        self.put_checked(caller, checked.map_err(write_failure)?).await
+        let checked = checked.map_err(write_failure)?;
+        let owing = self.owing.as_ref();
+        let Some((owing, copies)) = owing.and_then(|owing| Some((owing, owing.wanted(copies?)?)))
+        else {
+            return self.put_checked(caller, checked).await;
+        };
+        let stored = self.store()?.put_of(checked, Some(copies)).await.map_err(write_failure)?;
+        owing.note(stored.iter().map(|receipt| receipt.chunk), copies);
+        Ok(stored.into_iter().map(receipt).collect())
     }
 
     pub async fn put_checked(

@@ -135,6 +135,25 @@ fn a_mount_that_ends_makes_the_copies_that_it_owes() {
 }
 
 #[test]
+fn copies_that_a_killed_mount_owed_are_made_by_the_peers() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = mount(&alice);
+    three.peers[2].kill();
+    let content = noise(1, 3 << 20);
+    write_through(&dir.join("file"), &content).expect("two of three are enough");
+    alice.kill_daemon(&dir);
+    // Those that have it may have been started again since.
+    for peer in &three.peers[..2] {
+        peer.kill();
+        peer.serve_until("serving");
+    }
+    three.peers[2].serve();
+    let all = content.len() as u64;
+    wait_until("the others bring it what it lacks", || three.peers[2].stored_bytes() >= all);
+}
+
+#[test]
 fn with_two_of_three_gone_reads_go_on_and_writes_fail_clearly_and_nothing_is_lost() {
     let three = Three::start();
     let alice = three.user("alice");

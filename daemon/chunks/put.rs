@@ -149,14 +149,14 @@ impl Chunks {
         let Some(plan) = self.plan(sealed.address, copies) else {
             return Err(Trouble { full: false, what: "no peer is in the layout".into() });
         };
-        let (copies, now) = (plan.copies, self.now());
+        let (asked, copies, now) = (copies, plan.copies, self.now());
         let (mut machine, mut effects) = PutChunk::start(plan, now);
         let (mut trailing, mut let_go) = (None, None);
         let mut sends = FuturesUnordered::new();
         loop {
             for effect in effects {
                 match effect {
-                    Effect::Send(peer) => sends.push(self.send(peer, sealed.clone())),
+                    Effect::Send(peer) => sends.push(self.send(peer, sealed.clone(), asked)),
                     Effect::Durable { oldest } => {
                         lock(&self.on_the_way).remove(&sealed.address);
                         // The writer goes on, unless copies that are slower than he is fill the
@@ -220,11 +220,16 @@ impl Chunks {
         machine.unanswered().all(|peer| silent.contains(&peer))
     }
 
-    async fn send(&self, peer: PeerId, sealed: Sealed) -> (PeerId, Result<TimeMs, Failure>) {
+    async fn send(
+        &self,
+        peer: PeerId,
+        sealed: Sealed,
+        copies: Copies,
+    ) -> (PeerId, Result<TimeMs, Failure>) {
         let asked = asked_now();
         let Sealed { address, bytes } = sealed;
         match self.sender(peer) {
-            Some(sender) => (peer, sender.send(address, bytes).await.map(|()| asked)),
+            Some(sender) => (peer, sender.send(address, bytes, Some(copies)).await.map(|()| asked)),
             None => (peer, Err(Failure::Unreachable)),
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::link::{Link, LinkError, Trouble};
 use bytes::Bytes;
+use mictlan::cluster::place::Copies;
 use mictlan::cluster::put::Failure;
 use mictlan::id::ChunkId;
 use mictlan::wire::{self, Failure as Said};
@@ -21,6 +22,8 @@ struct Job {
     chunk: ChunkId,
     /// Held by whoever waits for the receipt: when nobody does, there is nothing to send.
     bytes: Weak<Bytes>,
+    /// How many there shall be, if the peer is to know.
+    copies: Option<Copies>,
     done: Answer,
 }
 
@@ -38,10 +41,15 @@ impl Sender {
     }
 
     /// Waits for the peer's receipt of `chunk`, whose bytes these are.
-    pub async fn send(&self, chunk: ChunkId, bytes: Bytes) -> Result<(), Failure> {
+    pub async fn send(
+        &self,
+        chunk: ChunkId,
+        bytes: Bytes,
+        copies: Option<Copies>,
+    ) -> Result<(), Failure> {
         let (done, answer) = oneshot::channel();
         let bytes = Arc::new(bytes);
-        if self.0.send(Job { chunk, bytes: Arc::downgrade(&bytes), done }).is_err() {
+        if self.0.send(Job { chunk, bytes: Arc::downgrade(&bytes), copies, done }).is_err() {
             return Err(Failure::Unreachable);
         }
         let answer = answer.await.unwrap_or(Err(Failure::Unreachable));
@@ -65,11 +73,14 @@ async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
                 None => return,
             },
         };
+        let copies = first.copies;
         let mut next = Some(first);
         let (mut size, mut batch) = (0, Batch::default());
         while let Some(job) = next.take() {
             if let Some(bytes) = job.bytes.upgrade() {
-                if size > 0 && size + bytes.len() > wire::chunks::BATCH_BYTES_MAX {
+                let too_large = size > 0 && size + bytes.len() > wire::chunks::BATCH_BYTES_MAX;
+                // The peer is told one number for a whole batch.
+                if too_large || job.copies != copies {
                     held = Some(job);
                     break;
                 }
@@ -85,17 +96,17 @@ async fn send_all(link: Link, mut jobs: mpsc::UnboundedReceiver<Job>) {
         }
         let link = link.clone();
         tokio::spawn(async move {
-            send_batch(&link, batch).await;
+            send_batch(&link, batch, copies).await;
             drop(permit);
         });
     }
 }
 
-async fn send_batch(link: &Link, batch: Batch) {
+async fn send_batch(link: &Link, batch: Batch, copies: Option<Copies>) {
     let (bytes, asked): (Vec<Bytes>, Vec<_>) = batch.into_iter().unzip();
     let (chunks, waiting): (Vec<ChunkId>, Vec<Answer>) = asked.into_iter().unzip();
     let count = chunks.len();
-    match link.put(bytes).await {
+    match link.put_of(bytes, copies).await {
         // One for something else is no word about what was sent.
         Ok(receipts) if receipts.iter().map(|receipt| &receipt.chunk).eq(&chunks) => {
             for done in waiting {

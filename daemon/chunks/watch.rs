@@ -111,7 +111,7 @@ impl Chunks {
     }
 
     /// Ends what is on the way, and makes copies that are owed as long as some can be made, but for
-    /// `most` at the longest: nobody else knows of these debts once the mount is gone.
+    /// `most` at the longest: the peers look after what is left, but not at once.
     pub async fn settle(self: &Arc<Self>, most: Duration) {
         let settled = async {
             let mut running = self.running.subscribe();
@@ -133,7 +133,7 @@ impl Chunks {
                 on_the_way,
                 owed,
                 "some chunks are durable and have fewer copies than they should, because a peer \
-                 did not take them in time; healing makes the rest"
+                 did not take them in time; the peers that have them make the rest"
             );
         }
     }
@@ -178,7 +178,7 @@ impl Chunks {
                 continue;
             }
             let Some(sender) = self.sender(place.peer) else { continue };
-            match sender.send(chunk, bytes.clone()).await {
+            match sender.send(chunk, bytes.clone(), None).await {
                 Ok(()) => {
                     lock(&self.silent).remove(&place.peer);
                     stored.push(place.peer);

@@ -8,6 +8,7 @@ use crate::http::unix::{Challenge, Prover, Token};
 use crate::link::{LinkError, Trouble};
 use crate::peer::RaftCall;
 use bytes::{Bytes, BytesMut};
+use mictlan::cluster::place::Copies;
 use mictlan::id::{ChunkId, Position, PrincipalId};
 use mictlan::wire::chunks::{self, CHUNK_BYTES_MAX};
 use mictlan::wire::{
@@ -28,6 +29,9 @@ use std::time::Duration;
 pub const RAFT_BYTES_MAX: usize = 32 << 20;
 /// A proof of a range adds 64 bytes per KiB pair at most, so less than the chunk again.
 const PROOF_BYTES_MAX: usize = 2 * CHUNK_BYTES_MAX;
+
+/// With chunks that are put: how many copies there shall be of each.
+pub const COPIES: &str = "mictlan-copies";
 
 /// One peer, as reached over one pool.
 #[derive(Clone)]
@@ -69,11 +73,19 @@ impl Client {
         self.peer
     }
 
-    pub async fn put(&self, deadline: Duration, chunks: Vec<Bytes>) -> Answered<Vec<Receipt>> {
+    pub async fn put(
+        &self,
+        deadline: Duration,
+        chunks: Vec<Bytes>,
+        copies: Option<Copies>,
+    ) -> Answered<Vec<Receipt>> {
         let length = chunks::body_bytes(&chunks);
         let parts = chunks::parts(&chunks).into_iter().map(Ok::<_, std::io::Error>);
         let body = Body::wrap_stream(futures::stream::iter(parts));
-        let request = self.request(Method::POST, "chunks/put").header(CONTENT_LENGTH, length);
+        let mut request = self.request(Method::POST, "chunks/put").header(CONTENT_LENGTH, length);
+        if let Some(copies) = copies {
+            request = request.header(COPIES, copies.count());
+        }
         self.message(request.body(body), terms(deadline, true)).await
     }
 

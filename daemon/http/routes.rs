@@ -9,7 +9,7 @@ use crate::counts::COUNTS;
 use crate::http::admission::Limits;
 use crate::http::bodies;
 use crate::http::budget::{Budget, Budgets, Share};
-use crate::http::client::RAFT_BYTES_MAX;
+use crate::http::client::{COPIES, RAFT_BYTES_MAX};
 use crate::http::unix::{Door, Hello, Proof};
 use crate::peer::{Caller, Peer, RaftCall};
 use axum::Router;
@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, extract};
 use bytes::Bytes;
+use mictlan::cluster::place::Copies;
 use mictlan::id::ChunkId;
 use mictlan::wire::chunks::CHUNK_BYTES_MAX;
 use mictlan::wire::{self, Failure, MESSAGE_BYTES_MAX};
@@ -201,8 +202,9 @@ async fn put_batch(
     body: Body,
 ) -> Reply {
     app.peer.may_put(caller)?;
+    let copies = copies(&headers)?;
     let (chunks, _held) = bodies::batch(&app, length(&headers)?, body).await?;
-    message(app.peer.put(caller, chunks).await?)
+    message(app.peer.put(caller, chunks, copies).await?)
 }
 
 async fn put_one(
@@ -371,6 +373,12 @@ fn length(headers: &HeaderMap) -> Result<usize, Refusal> {
     let text = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let length = text.and_then(|text| text.parse().ok());
     length.ok_or_else(|| malformed("a body of chunks needs a Content-Length"))
+}
+
+fn copies(headers: &HeaderMap) -> Result<Option<Copies>, Refusal> {
+    let Some(value) = headers.get(COPIES) else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| text.parse().ok()).and_then(Copies::new);
+    parsed.map(Some).ok_or_else(|| malformed(format!("{COPIES} must be a number from 1 to 255")))
 }
 
 /// `bytes=A-B` alone: one range, with both ends.

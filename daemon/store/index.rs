@@ -2,7 +2,8 @@
 //!
 //! Owns: the key-value files under `index/`: chunk → place and stamp, the damaged chunks, how far
 //! into the segments it is complete, and the totals.
-//! Never: is the only place of anything; it may be deleted while the store is closed.
+//! Never: is the only place of anything but of what other peers are owed; it may be deleted while
+//! the store is closed, and then that is forgotten.
 //! Invariant: it never runs ahead of the segments (it is written after their sync), and each write
 //! moves the mark together with the entries below it, so that after a crash the store reads on
 //! from the mark.
@@ -22,6 +23,7 @@ const JOURNAL_BYTES: u64 = 64 << 20;
 
 const CHUNKS: &str = "chunks";
 const DAMAGED: &str = "damaged";
+const OWED: &str = "owed";
 const STATE: &str = "state";
 const STATE_KEY: &[u8] = b"state";
 
@@ -120,6 +122,8 @@ pub struct Index {
     database: Database,
     chunks: Keyspace,
     damaged: Keyspace,
+    /// How many copies there shall be of a chunk, until they were found.
+    owed: Keyspace,
     state: Keyspace,
 }
 
@@ -134,8 +138,9 @@ impl Index {
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let chunks = database.keyspace(CHUNKS, options)?;
         let damaged = database.keyspace(DAMAGED, options)?;
+        let owed = database.keyspace(OWED, options)?;
         let state = database.keyspace(STATE, options)?;
-        Ok(Self { database, chunks, damaged, state })
+        Ok(Self { database, chunks, damaged, owed, state })
     }
 
     pub fn entry(&self, chunk: &ChunkId) -> Result<Option<Entry>, IndexError> {
@@ -172,6 +177,16 @@ impl Index {
         Ok(out)
     }
 
+    /// Up to `limit` chunks whose copies were not found yet, and how many there shall be.
+    pub fn owed(&self, limit: usize) -> Result<Vec<(ChunkId, u8)>, IndexError> {
+        let mut out = Vec::new();
+        for item in page(&self.owed, None).take(limit) {
+            let (key, value) = item.into_inner()?;
+            out.push((address(&key)?, copies(&value)?));
+        }
+        Ok(out)
+    }
+
     /// How far it is complete, and the totals up to there; zeros when it is new.
     pub fn state(&self) -> Result<(Mark, Totals), IndexError> {
         match self.state.get(STATE_KEY)? {
@@ -182,7 +197,8 @@ impl Index {
 
     /// A set of changes over what the index holds; nothing is written before `commit`.
     pub fn changes(&self, mark: Mark, totals: Totals) -> Changes<'_> {
-        Changes { index: self, entries: HashMap::new(), mark, totals }
+        let (entries, owed) = Default::default();
+        Changes { index: self, entries, owed, mark, totals }
     }
 
     /// After a power cut no more than what came after this call has to be read again.
@@ -204,6 +220,13 @@ fn address(key: &[u8]) -> Result<ChunkId, DecodeError> {
     Ok(chunk)
 }
 
+fn copies(value: &[u8]) -> Result<u8, DecodeError> {
+    let mut r = Reader::new(value);
+    let copies = r.u8("copies")?;
+    r.finish()?;
+    Ok(copies)
+}
+
 struct Change {
     /// The index lists it as damaged; only then is there anything to take off that list.
     was_damaged: bool,
@@ -215,6 +238,8 @@ struct Change {
 pub struct Changes<'a> {
     index: &'a Index,
     entries: HashMap<ChunkId, Change>,
+    /// `None`: no more.
+    owed: HashMap<ChunkId, Option<u8>>,
     pub mark: Mark,
     pub totals: Totals,
 }
@@ -244,6 +269,23 @@ impl Changes<'_> {
         Ok(())
     }
 
+    /// There shall be so many copies, or as many as were asked for before.
+    pub fn owe(&mut self, chunk: ChunkId, wanted: u8) -> Result<(), IndexError> {
+        let before = match self.owed.get(&chunk) {
+            Some(before) => *before,
+            None => match self.index.owed.get(chunk.0)? {
+                Some(value) => Some(copies(&value)?),
+                None => None,
+            },
+        };
+        self.owed.insert(chunk, Some(wanted.max(before.unwrap_or(0))));
+        Ok(())
+    }
+
+    pub fn settle(&mut self, chunk: ChunkId) {
+        self.owed.insert(chunk, None);
+    }
+
     /// Writes all of it at once; the operating system has it then, so a killed process loses
     /// nothing, and after a power cut the segments are read from an older mark.
     pub fn commit(self) -> Result<(), IndexError> {
@@ -257,6 +299,12 @@ impl Changes<'_> {
                 (false, true) => batch.insert(&self.index.damaged, chunk.0, []),
                 (true, false) => batch.remove(&self.index.damaged, chunk.0),
                 _ => {}
+            }
+        }
+        for (chunk, copies) in self.owed {
+            match copies {
+                Some(copies) => batch.insert(&self.index.owed, chunk.0, [copies]),
+                None => batch.remove(&self.index.owed, chunk.0),
             }
         }
         let state = State { mark: self.mark, totals: self.totals };

@@ -42,6 +42,7 @@ pub use segment::BODY_MAX as CHUNK_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
 use index::{Index, Totals};
 use lock::StoreDir;
+use mictlan::cluster::place::Copies;
 use mictlan::hash;
 use mictlan::id::{ChunkId, NetworkId, PeerId, TimeMs};
 use read::Files;
@@ -266,6 +267,15 @@ impl Store {
     /// Stores chunks, or stamps those already here; all durable when it returns. A request is
     /// taken whole or refused whole.
     pub async fn put(&self, chunks: Vec<Checked>) -> Result<Vec<Receipt>, WriteError> {
+        self.put_of(chunks, None).await
+    }
+
+    /// The same, remembering how many `copies` there shall be among all peers, until `settled`.
+    pub async fn put_of(
+        &self,
+        chunks: Vec<Checked>,
+        copies: Option<Copies>,
+    ) -> Result<Vec<Receipt>, WriteError> {
         if chunks.len() > ADDRESSES_MAX {
             return Err(WriteError::TooMany { count: chunks.len() });
         }
@@ -274,7 +284,18 @@ impl Store {
         let share = bytes.min(WAITING_BYTES_MAX) as u32;
         let waiting = self.waiting.clone().acquire_many_owned(share).await;
         let _waiting = waiting.map_err(|_| WriteError::Closed)?;
-        self.ask(|reply| Request::Put { chunks, reply }).await
+        self.ask(|reply| Request::Put { chunks, copies, reply }).await
+    }
+
+    /// Nothing is to be remembered of these any more.
+    pub async fn settled(&self, chunks: Vec<ChunkId>) -> Result<(), WriteError> {
+        self.ask(|reply| Request::Settled { chunks, reply }).await
+    }
+
+    /// Up to `limit` chunks that are not `settled`, and how many copies there shall be of each.
+    pub fn owed(&self, limit: usize) -> Result<Vec<(ChunkId, Copies)>, IndexError> {
+        let owed = self.shared.index.owed(limit)?;
+        Ok(owed.into_iter().filter_map(|(chunk, n)| Some((chunk, Copies::new(n)?))).collect())
     }
 
     /// Stamps those of `chunks` that are here and whole, durably; `None` for the others.

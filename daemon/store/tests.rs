@@ -1,6 +1,7 @@
 //! The store's promises on a real file system; power cuts are in `tests/power_cut.sh`.
 
 use super::*;
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -319,4 +320,29 @@ fn copy_tree(from: &Path, to: &Path) {
             false => drop(std::fs::copy(entry.path(), to).expect("copied")),
         }
     }
+}
+
+#[tokio::test]
+async fn what_others_are_owed_is_known_until_it_is_settled() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let chunks = [chunk(1, 1_000), chunk(2, 1_000), chunk(3, 1_000)];
+    let owed = |store: &Store| {
+        let owed = store.owed(9).expect("readable").into_iter();
+        owed.map(|(chunk, copies)| (chunk, copies.count())).collect::<HashMap<_, _>>()
+    };
+    {
+        let store = open(dir.path());
+        for (chunk, copies) in [(0, 3), (1, 2), (2, 3), (2, 2)] {
+            let put = store.put_of(vec![chunks[chunk].clone()], Copies::new(copies));
+            put.await.expect("stored");
+        }
+        put(&store, &chunks[..1]).await;
+        store.settled(vec![chunks[1].chunk()]).await.expect("noted");
+    }
+    let store = open(dir.path());
+    let most = HashMap::from([(chunks[0].chunk(), 3), (chunks[2].chunk(), 3)]);
+    assert_eq!(owed(&store), most, "the most that was asked for, also after a restart");
+    store.settled(chunks.iter().map(Checked::chunk).collect()).await.expect("noted");
+    assert!(owed(&store).is_empty());
+    check(&store, &chunks).await;
 }

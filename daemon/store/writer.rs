@@ -15,6 +15,7 @@ use super::segment::{
 };
 use super::{ADDRESSES_MAX, Checked, OpenError, Receipt, Room, Shared, WriteError};
 use bytes::Bytes;
+use mictlan::cluster::place::Copies;
 use mictlan::hash;
 use mictlan::id::{ChunkId, TimeMs};
 use std::io::{ErrorKind, IoSlice};
@@ -31,7 +32,14 @@ type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
 pub enum Request {
     Put {
         chunks: Vec<Checked>,
+        /// How many there shall be, where this store is to remember it.
+        copies: Option<Copies>,
         reply: Reply<Vec<Receipt>>,
+    },
+    /// The copies of these were found, or are not asked for any more.
+    Settled {
+        chunks: Vec<ChunkId>,
+        reply: Reply<()>,
     },
     Have {
         chunks: Vec<ChunkId>,
@@ -58,7 +66,7 @@ impl Request {
                 chunks.iter().map(|c| frame_len(c.bytes.len() as u64)).sum()
             }
             Self::Have { chunks, .. } | Self::Remove { chunks, .. } => 32 * chunks.len() as u64,
-            Self::Damaged { .. } => 0,
+            Self::Settled { .. } | Self::Damaged { .. } => 0,
         }
     }
 }
@@ -236,6 +244,7 @@ impl Writer {
 /// What a request is told once the group is durable.
 enum Outcome {
     Put(Result<Vec<Receipt>, WriteError>),
+    Settled,
     Have(Vec<Option<Receipt>>),
     Remove(usize),
     Damaged(bool),
@@ -246,6 +255,7 @@ impl Outcome {
     fn answer(self, request: Request) {
         match (request, self) {
             (Request::Put { reply, .. }, Self::Put(result)) => drop(reply.send(result)),
+            (Request::Settled { reply, .. }, Self::Settled) => drop(reply.send(Ok(()))),
             (Request::Have { reply, .. }, Self::Have(found)) => drop(reply.send(Ok(found))),
             (Request::Remove { reply, .. }, Self::Remove(count)) => drop(reply.send(Ok(count))),
             (Request::Damaged { reply, .. }, Self::Damaged(there)) => drop(reply.send(there)),
@@ -274,7 +284,11 @@ impl<'a> Group<'a> {
 
     fn plan(&mut self, request: &Request) -> Result<Outcome, IndexError> {
         Ok(match request {
-            Request::Put { chunks, .. } => Outcome::Put(self.put(chunks)?),
+            Request::Put { chunks, copies, .. } => Outcome::Put(self.put(chunks, *copies)?),
+            Request::Settled { chunks, .. } => {
+                chunks.iter().for_each(|chunk| self.changes.settle(*chunk));
+                Outcome::Settled
+            }
             Request::Have { chunks, .. } => Outcome::Have(self.have(chunks)?),
             Request::Remove { chunks, stamped_before, .. } => {
                 Outcome::Remove(self.remove(chunks, *stamped_before)?)
@@ -285,7 +299,11 @@ impl<'a> Group<'a> {
         })
     }
 
-    fn put(&mut self, chunks: &[Checked]) -> Result<Result<Vec<Receipt>, WriteError>, IndexError> {
+    fn put(
+        &mut self,
+        chunks: &[Checked],
+        copies: Option<Copies>,
+    ) -> Result<Result<Vec<Receipt>, WriteError>, IndexError> {
         let mut asked = 0;
         for chunk in chunks {
             if self.changes.entry(&chunk.chunk)?.is_none_or(|entry| entry.damaged) {
@@ -302,6 +320,9 @@ impl<'a> Group<'a> {
             match self.stamp(chunk.chunk)? {
                 Some(receipt) => receipts.push(receipt),
                 None => receipts.push(self.add(chunk)?),
+            }
+            if let Some(copies) = copies {
+                self.changes.owe(chunk.chunk, copies.count() as u8)?;
             }
         }
         Ok(Ok(receipts))
