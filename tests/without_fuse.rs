@@ -1,8 +1,10 @@
 //! `put`, `get`, `ls` and `rm`: the same volume as a mount has, on a machine without /dev/fuse.
 
-use mictlan_tests::harness::{Home, alive, assert_same_tree, output, signal, wait_until};
+use mictlan_tests::harness::{Home, alive, assert_same_tree, output, program, signal, wait_until};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -58,6 +60,102 @@ fn a_file_put_again_is_replaced_and_a_mount_sees_it() {
     }
     let dir = home.mount("mnt");
     assert_eq!(fs::read(dir.join("renamed")).expect("readable"), b"second and longer");
+}
+
+/// A member makes a directory of what was a link when it was got for the first time.
+#[test]
+fn a_get_writes_through_no_link_that_stands_in_its_way() {
+    let home = Home::new();
+    let (source, outside) = (home.empty("source"), home.empty("outside"));
+    symlink(&outside, source.join("name")).expect("a link");
+    home.ok(&["put", text(&source), "/"]);
+    let got = home.empty("got");
+    home.ok(&["get", "/source", text(&got)]);
+    home.ok(&["rm", "/source/name"]);
+    let name = home.empty("name");
+    fs::write(name.join("file"), b"from a member").expect("written");
+    home.ok(&["put", text(&name), "/source"]);
+    let again = home.run(&["get", "/source", text(&got)]);
+    assert_eq!(fs::read_dir(&outside).expect("a directory").count(), 0, "{}", said(&again));
+    assert_eq!(again.status.code(), Some(1), "{}", said(&again));
+    let words = ["got/source/name: ", "is not followed", "move it away", "what was got before"];
+    assert!(words.iter().all(|word| said(&again).contains(word)), "{}", said(&again));
+    // A link that the user names is another matter.
+    fs::remove_file(got.join("source/name")).expect("moved away");
+    let link = home.path().join("link");
+    symlink(&got, &link).expect("a link");
+    home.ok(&["get", "/", text(&link)]);
+    assert_eq!(fs::read(got.join("source/name/file")).expect("readable"), b"from a member");
+}
+
+/// Whose files these are is not kept, so nothing may run as whoever they belong to.
+#[test]
+fn what_is_got_runs_as_nobody_else_and_is_never_open_to_more_than_its_mode() {
+    let home = Home::new();
+    let source = home.empty("source");
+    fs::write(source.join("tool"), b"#!/bin/sh\n").expect("written");
+    fs::create_dir(source.join("dir")).expect("made");
+    let mode = |name: &str, mode| {
+        fs::set_permissions(source.join(name), fs::Permissions::from_mode(mode)).expect("a chmod");
+    };
+    mode("tool", 0o6755);
+    mode("dir", 0o3770);
+    home.ok(&["put", text(&source), "/"]);
+    let listed = home.ok(&["ls", "--json", "/source"]);
+    assert!(listed.contains("6755") && listed.contains("3770"), "the volume keeps them: {listed}");
+    let got = home.empty("got");
+    home.ok(&["get", "/source", text(&got)]);
+    let mode = |name: &str| fs::metadata(got.join("source").join(name)).expect("there").mode();
+    assert_eq!((mode("tool") & 0o7777, mode("dir") & 0o7777), (0o755, 0o770));
+}
+
+/// What a terminal shows of a verb that succeeds or fails.
+fn on_a_terminal(home: &Home, arguments: &str) -> Vec<u8> {
+    let line = format!("{} {arguments}", text(&program()));
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env("MICTLAN_HOME", home.path().join("home"));
+    output(script.stdin(Stdio::null())).stdout
+}
+
+#[test]
+fn a_terminal_gets_no_controls_out_of_names_and_a_program_gets_them_all() {
+    let home = Home::new();
+    let source = home.empty("source");
+    let names = [&b"esc\x1b[31mred\nline"[..], b"\xff", b"\xfe"];
+    for name in names {
+        fs::write(source.join(OsStr::from_bytes(name)), b"x").expect("written");
+    }
+    symlink("to\x1b[2J", source.join("link")).expect("a link");
+    home.ok(&["put", text(&source), "/"]);
+
+    for verb in ["ls /source", "ls -l /source"] {
+        let shown = on_a_terminal(&home, verb);
+        assert!(!shown.contains(&0x1b), "{}", shown.escape_ascii());
+        let shown = String::from_utf8(shown).expect("UTF-8");
+        assert_eq!(shown.lines().count(), 4, "{shown}");
+        for name in [r"'esc'$'\033''[31mred'$'\n''line'", r"''$'\377'", r"''$'\376'"] {
+            assert!(shown.contains(name), "{verb}: {shown}");
+        }
+    }
+    let missing = on_a_terminal(&home, "ls \"$(printf '/source/\\033[31m')\"");
+    assert!(!missing.contains(&0x1b), "{}", missing.escape_ascii());
+    let missing = String::from_utf8_lossy(&missing);
+    assert!(missing.contains(r"/source/''$'\033''[31m': no such file"), "{missing}");
+
+    // Nothing changes for who reads the bytes.
+    let listed = home.run(&["ls", "/source"]).stdout;
+    let long = home.run(&["ls", "-l", "/source"]).stdout;
+    for name in names {
+        let is_in = |bytes: &[u8]| bytes.windows(name.len()).any(|part| part == name);
+        assert!(is_in(&listed) && is_in(&long), "{}", listed.escape_ascii());
+    }
+    let listed = home.ok(&["ls", "--json", "/source"]);
+    let objects = listed.lines().map(|line| serde_json::from_str(line).expect("an object"));
+    let mut hex: Vec<String> = objects
+        .filter_map(|one: serde_json::Value| one["name_hex"].as_str().map(str::to_owned))
+        .collect();
+    hex.sort();
+    assert_eq!(hex, ["fe", "ff"], "only names that are no text have it: {listed}");
 }
 
 fn noise(bytes: u32) -> Vec<u8> {

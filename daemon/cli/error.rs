@@ -1,9 +1,11 @@
 //! What a command says when it fails: what happened, the cause, the next command; and its exit
 //! code.
 
+use super::shown::shown;
 use crate::network::CallError;
 use mictlan::meta::error::FsError;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -50,7 +52,7 @@ pub enum CliError {
     LedgerVerb(#[from] super::ledger::LedgerCliError),
     #[error("{0}")]
     Replay(#[from] crate::volume::ReplayError),
-    #[error("{}: {}", .0.display(), .1)]
+    #[error("{}: {}", shown(.0.as_os_str().as_bytes()), .1)]
     Io(PathBuf, io::Error),
     #[error("{0}")]
     Runtime(io::Error),

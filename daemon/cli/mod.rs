@@ -18,6 +18,7 @@ mod peers;
 mod placing;
 mod remount;
 mod serve;
+mod shown;
 mod standing;
 mod status;
 mod verify;
@@ -119,10 +120,11 @@ pub fn run() -> ExitCode {
         },
     };
     done.unwrap_or_else(|error| {
-        match error.next() {
-            Some(next) => eprintln!("mictlan: {error}; {next}"),
-            None => eprintln!("mictlan: {error}"),
-        }
+        let said = match error.next() {
+            Some(next) => format!("{error}; {next}"),
+            None => error.to_string(),
+        };
+        eprintln!("mictlan: {}", shown::message(&said));
         error.code()
     })
 }

@@ -16,11 +16,12 @@ use mictlan::id::Ino;
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, Inode};
 use mictlan_mount::vfs::{Attr, OpenHow, Vfs};
+use rustix::fs::OFlags;
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, FileTimes, Permissions};
+use std::fs::{DirBuilder, File, FileTimes, Permissions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -35,11 +36,13 @@ const PIPE_LEFT: Left<'static> = Left { failed: NOT_ALL, interrupted: NOT_ALL };
 
 #[derive(Args)]
 pub struct GetArgs {
-    /// [[NETWORK:]VOLUME:]/PATH, all of one volume. Modes, times and links are kept.
+    /// [[NETWORK:]VOLUME:]/PATH, all of one volume. Times, links and modes are kept, without
+    /// setuid, setgid and sticky, since owners are not.
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<OsString>,
     /// A directory that exists, the new name of a single source, or `-`: the bytes of a single file
-    /// go to standard output.
+    /// go to standard output. A file or link in the way is replaced; one in the way of a directory
+    /// is refused, and no link below DEST is followed.
     dest: PathBuf,
     #[command(flatten)]
     who: Who,
@@ -119,6 +122,10 @@ impl Get<'_> {
         let attr = found.ok_or_else(|| at(place)(FsError::NotFound))?;
         let to = match place.split() {
             Some((_, name)) if dest.is_dir() => dest.join(OsStr::from_bytes(name.as_bytes())),
+            // A link that the user names is followed; what a volume brings follows none.
+            None if dest.is_dir() => {
+                dest.canonicalize().map_err(|why| CliError::Io(dest.to_owned(), why))?
+            }
             _ => dest.to_owned(),
         };
         itself::not_from_above(self.open.volume.id, &attr, &to, place)?;
@@ -140,18 +147,22 @@ impl Get<'_> {
             }
         }
         for (dir, inode) in dirs.into_iter().rev() {
-            let times = File::open(&dir).and_then(|file| keep(&file, &inode));
+            let times = directory_itself(&dir).and_then(|file| keep(&file, &inode));
             times.map_err(|why| CliError::Io(dir, why))?;
         }
         Ok(())
     }
 
     async fn directory(&mut self, step: &Step, open: &mut Vec<Step>) -> Result<(), CliError> {
-        let made = std::fs::create_dir(&step.to);
+        // Its own mode comes last, when nothing is made in it any more.
+        let made = DirBuilder::new().mode(0o700).create(&step.to);
         match made {
             Ok(()) => self.copied.dirs += 1,
-            Err(_) if step.to.is_dir() => {}
-            Err(why) => return Err(CliError::Io(step.to.clone(), why)),
+            Err(why) => match step.to.symlink_metadata() {
+                Ok(there) if there.is_dir() => {}
+                Ok(_) => return Err(CliError::Io(step.to.clone(), in_the_way())),
+                Err(_) => return Err(CliError::Io(step.to.clone(), why)),
+            },
         }
         let mut cookie = 0;
         loop {
@@ -178,7 +189,7 @@ impl Get<'_> {
         let failed = |why| CliError::Io(step.to.clone(), why);
         let beside = beside(&step.to)?;
         std::os::unix::fs::symlink(OsStr::from_bytes(&target), &beside).map_err(failed)?;
-        durable::rename(&beside, &step.to)?;
+        replace(&beside, &step.to)?;
         self.copied.links += 1;
         Ok(())
     }
@@ -192,7 +203,7 @@ impl Get<'_> {
             let _ = std::fs::remove_file(&beside);
         }
         done?;
-        durable::rename(&beside, &step.to)?;
+        replace(&beside, &step.to)?;
         self.copied.files += 1;
         Ok(())
     }
@@ -236,7 +247,10 @@ impl Get<'_> {
 
     async fn bytes(&mut self, step: &Step, beside: &Path) -> Result<(), CliError> {
         let failed = |why| CliError::Io(step.to.clone(), why);
-        let mut to = File::options().write(true).create_new(true).open(beside).map_err(failed)?;
+        // Nobody else reads it before it has its own mode.
+        let mut options = File::options();
+        let mut to =
+            options.write(true).create_new(true).mode(0o600).open(beside).map_err(failed)?;
         let reading = Reading::open(self.open, step.attr.ino, step.from.clone()).await?;
         let mut offset = 0;
         loop {
@@ -285,9 +299,31 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Mode and times of the volume's inode.
+/// Gives what is whole its name. What cannot be replaced stays, and nothing is left beside it.
+fn replace(beside: &Path, to: &Path) -> Result<(), CliError> {
+    durable::rename(beside, to).map_err(|error| {
+        let _ = std::fs::remove_file(beside);
+        CliError::Io(to.to_owned(), io::Error::new(error.kind(), error.cause))
+    })
+}
+
+fn in_the_way() -> io::Error {
+    io::Error::other(
+        "a directory of the volume comes here, and this is none, or a link, which is not \
+         followed; move it away, then get again",
+    )
+}
+
+/// A directory that was made or found before, unless something else has its name since.
+fn directory_itself(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
+    File::options().read(true).custom_flags(flags.bits() as i32).open(dir)
+}
+
+/// Mode and times of the volume's inode. The owner is not kept, so that a program that runs as its
+/// owner would run as somebody else here: whoever writes in the volume would choose it.
 fn keep(file: &File, inode: &Inode) -> std::io::Result<()> {
-    file.set_permissions(Permissions::from_mode(inode.mode))?;
+    file.set_permissions(Permissions::from_mode(inode.mode & 0o777))?;
     let time = |stamp: mictlan::meta::inode::Stamp| {
         let secs = Duration::new(stamp.secs.unsigned_abs(), 0);
         let nanos = Duration::from_nanos(stamp.nanos.into());

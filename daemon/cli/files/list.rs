@@ -4,21 +4,24 @@ use super::place::Place;
 use super::{Left, Open, Who, at};
 use crate::cli::error::CliError;
 use crate::cli::runtime;
+use crate::cli::shown::shown;
 use clap::Args;
 use mictlan::id::TimeMs;
 use mictlan::ledger::record::time;
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, Inode};
 use mictlan_mount::vfs::{Attr, Vfs};
+use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 const ONLY_READ: &str = "nothing was changed";
 
 #[derive(Args)]
 pub struct LsArgs {
-    /// [[NETWORK:]VOLUME:]/PATH
+    /// [[NETWORK:]VOLUME:]/PATH. To a terminal, what is no plain text in a name is quoted as a shell
+    /// takes it back; a name that is not UTF-8 has all its bytes in `name_hex` of --json.
     #[arg(default_value = "/")]
     path: OsString,
     /// Mode, links, owner, size and time of each.
@@ -73,14 +76,17 @@ async fn line(
     attr: &Attr,
     args: &LsArgs,
 ) -> Result<(), CliError> {
-    let text = String::from_utf8_lossy(name);
     let inode = &attr.inode;
     let written = if args.who.json {
-        let said = serde_json::json!({
-            "name": text, "kind": word(inode.kind), "mode": format!("{:04o}", inode.mode),
+        let mut said = serde_json::json!({
+            "name": String::from_utf8_lossy(name), "kind": word(inode.kind), "mode": format!("{:04o}", inode.mode),
             "uid": inode.uid, "gid": inode.gid, "links": inode.nlink, "size": inode.size,
             "mtime": inode.mtime.secs, "ino": attr.ino.0,
         });
+        if std::str::from_utf8(name).is_err() {
+            // Two such names may be one text.
+            said["name_hex"] = hex::encode(name).into();
+        }
         writeln!(out, "{said}")
     } else if args.long {
         let Inode { nlink, uid, gid, size, .. } = inode;
@@ -88,17 +94,26 @@ async fn line(
         let mode = mode(inode);
         let target = match inode.kind {
             FileKind::Symlink => {
-                let target = open.volume.clone().readlink(attr.ino).await.map_err(at(&text))?;
-                format!(" -> {}", String::from_utf8_lossy(&target))
+                let target = open.volume.clone().readlink(attr.ino).await;
+                let target = target.map_err(at(shown(name)))?;
+                [b" -> ", &*printed(&target)].concat()
             }
-            _ => String::new(),
+            _ => Vec::new(),
         };
-        writeln!(out, "{mode} {nlink:>3} {uid:>5} {gid:>5} {size:>12} {when} {text}{target}")
+        let start = format!("{mode} {nlink:>3} {uid:>5} {gid:>5} {size:>12} {when} ");
+        out.write_all(&[start.as_bytes(), &printed(name), &target, b"\n"].concat())
     } else {
-        // The name's own bytes, so that what reads them can use them.
-        out.write_all(name).and_then(|()| out.write_all(b"\n"))
+        out.write_all(&[&*printed(name), b"\n"].concat())
     };
     written.map_err(CliError::Runtime)
+}
+
+/// A name's own bytes, so that what reads them can use them; to a terminal only what shows.
+fn printed(name: &[u8]) -> Cow<'_, [u8]> {
+    match io::stdout().is_terminal() {
+        true => shown(name).into_bytes().into(),
+        false => name.into(),
+    }
 }
 
 fn word(kind: FileKind) -> &'static str {

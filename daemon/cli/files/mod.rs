@@ -21,6 +21,7 @@ pub use remove::{RmArgs, rm};
 
 use super::connect::{self, Connected, label};
 use super::error::CliError;
+use super::shown::shown;
 use super::{log, mount};
 use crate::volume::Volume;
 use mictlan::id::{Ino, Name};
@@ -149,7 +150,7 @@ fn at(place: impl ToString) -> impl FnOnce(FsError) -> CliError {
 
 /// A path for people, below another.
 fn below(dir: &str, name: &[u8]) -> String {
-    let name = String::from_utf8_lossy(name);
+    let name = shown(name);
     match dir.ends_with('/') {
         true => format!("{dir}{name}"),
         false => format!("{dir}/{name}"),

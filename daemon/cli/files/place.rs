@@ -5,6 +5,7 @@
 
 use crate::cli::connect::{DEFAULT_VOLUME, label};
 use crate::cli::error::CliError;
+use crate::cli::shown::shown;
 use mictlan::id::{Label, Name};
 use std::ffi::OsStr;
 use std::fmt;
@@ -79,7 +80,7 @@ impl fmt::Display for Place {
             f.write_str("/")?;
         }
         for name in &self.path {
-            write!(f, "/{}", String::from_utf8_lossy(name.as_bytes()))?;
+            write!(f, "/{}", shown(name.as_bytes()))?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use super::progress::Progress;
 use super::{BLOCK_BYTES, Copied, Interrupt, Left, Open, Who, at, below, itself};
 use crate::cli::error::CliError;
 use crate::cli::runtime;
+use crate::cli::shown::shown;
 use crate::host;
 use bytes::Bytes;
 use clap::Args;
@@ -246,7 +247,7 @@ impl Put<'_> {
                 let from = File::open(&step.from).map_err(failed)?;
                 self.file(&step, Content::File(from, &meta)).await?;
             } else {
-                self.copied.skipped.push(step.from.display().to_string());
+                self.copied.skipped.push(shown(step.from.as_os_str().as_bytes()));
             }
         }
         for (ino, meta, to) in dirs.into_iter().rev() {
