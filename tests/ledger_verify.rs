@@ -3,8 +3,11 @@
 use mictlan::id::{NetworkId, TimeMs};
 use mictlan::ledger::record::{Line, record_message};
 use mictlan::ledger::verify::{Fault, Finding, Report, Verifier};
+use mictlan_tests::harness::Home;
 use mictlan_tests::sample_log::{ALICE, BOB, BOB_LATER, CAROL, Log, START, sign};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
 
 /// Verifies a whole log with everything that is known about it.
 fn verify(log: &Log) -> Report {
@@ -158,4 +161,65 @@ fn a_checkpoint_needs_the_log_and_enough_voters() {
     forked.lines.pop();
     forked.note("alice", ALICE, json!("another end"));
     assert!(matches!(first(&verify(&forked)).fault, Fault::Root { size: 300, .. }));
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").args([from, to]).status().expect("cp is installed");
+    assert!(done.success(), "{} cannot be copied", from.display());
+}
+
+/// The program's word on the whole log, or on a copy.
+fn said(home: &Home, from: Option<&Path>, json: bool) -> (Option<i32>, String) {
+    let mut arguments = vec!["ledger", "verify"];
+    if let Some(from) = from {
+        arguments.extend(["--from", from.to_str().expect("a plain path")]);
+    }
+    arguments.extend(json.then_some("--json"));
+    let output = home.run(&arguments);
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).expect("UTF-8"))
+}
+
+#[test]
+fn an_older_copy_verifies_as_what_it_is_and_a_log_that_lost_its_end_does_not() {
+    let home = Home::new();
+    let note = ["ledger", "append", "--json", "--topic", "t", "1", "--wait", "published"];
+    let published = || -> u64 {
+        let said: Value = serde_json::from_str(&home.ok(&note)).expect("one object");
+        said["size"].as_u64().expect("a size")
+    };
+    let older = published();
+    let data = home.path().join("home/data");
+    let tree = data.join("networks/home/sequencer/ledger");
+    let (copied, kept) = (home.path().join("copied"), home.path().join("kept"));
+    copy(&tree, &copied);
+    copy(&data, &kept);
+    let newer = published();
+
+    let (code, text) = said(&home, Some(&copied), false);
+    assert_eq!(code, Some(0), "{text}");
+    let words = format!("good: a copy of the first {older} records, of {newer} known here");
+    assert!(text.contains(&words), "{text}");
+    let (_, text) = said(&home, Some(&copied), true);
+    let object: Value = serde_json::from_str(&text).expect("one object");
+    let found = (&object["verdict"], &object["size"], &object["known"]);
+    assert_eq!(found, (&json!("good"), &json!(older), &json!(newer)), "{text}");
+    let (code, text) = said(&home, Some(&tree), false);
+    assert!(code == Some(0) && text.contains("and continues what was verified"), "{text}");
+
+    // The copy says it itself where a byte of it is not what was signed.
+    let bundle = copied.join(format!("tile/entries/000.p/{older}"));
+    let mut bytes = std::fs::read(&bundle).expect("it was copied");
+    let at = bytes.len() - 100;
+    bytes[at] ^= 1;
+    std::fs::write(&bundle, bytes).expect("written");
+    let (code, text) = said(&home, Some(&copied), false);
+    assert!(code == Some(1) && text.contains("BAD: "), "{text}");
+
+    // The peer itself has lost its end, and shows what is left as all there is.
+    std::fs::remove_dir_all(&data).expect("removed");
+    copy(&kept, &data);
+    let (code, text) = said(&home, None, false);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("truncated: ") && text.contains("records are missing"), "{text}");
 }

@@ -4,7 +4,7 @@
 
 use super::connect::{self, label};
 use super::error::CliError;
-use super::ledger::{self, AppendArgs, VerifyArgs};
+use super::ledger::{self, AppendArgs, Remembered, VerifyArgs};
 use super::{log, runtime};
 use crate::ledger::{Ledger, fetch};
 use clap::Subcommand;
@@ -51,13 +51,14 @@ async fn on(connected: &connect::Connected, verb: &LedgerVerb) -> Result<ExitCod
     let state = connected.ledger_state()?;
     let fetch = fetch::from_network(connected.network.clone());
     let mut out = std::io::stdout();
+    if let Some(here) = connected.near.as_ref().and_then(|near| near.here()) {
+        // A peer that has just started in this process cosigns its end of the log first.
+        here.sequencer.wait_published(Position(0), DEADLINE).await;
+    }
     match verb {
         LedgerVerb::Verify { args, .. } => {
-            if let Some(here) = connected.near.as_ref().and_then(|near| near.here()) {
-                // A peer that has just started in this process cosigns its end of the log first.
-                here.sequencer.wait_published(Position(0), DEADLINE).await;
-            }
-            let remembered = Ledger::remembered(connected.id, &state)?;
+            let log = Ledger::open(connected.id, &state, fetch.clone())?;
+            let remembered = Remembered::of(args, &log).await?;
             Ok(ledger::verify(args, connected.id, fetch, remembered, &mut out).await?)
         }
         LedgerVerb::Append { args, .. } => {

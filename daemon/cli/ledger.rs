@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::{Outcome, Submission};
 use mictlan::id::{Label, NetworkId, Position, TimeMs};
-use mictlan::ledger::checkpoint::{Checkpoint, CheckpointError};
+use mictlan::ledger::checkpoint::{self, Checkpoint, CheckpointError};
 use mictlan::ledger::record::body::Note;
 use mictlan::ledger::record::{Body, Proposal, RecordError, Ulid, record_message};
 use mictlan::ledger::roots::Claims;
@@ -43,13 +43,16 @@ const WAITING: usize = 2;
 /// How often `--wait=published` looks, and how long.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(60);
+/// The newest note, where peers and copies have it.
+const CHECKPOINT: &str = "checkpoint";
 
 #[derive(Args, Debug, Default)]
 pub struct VerifyArgs {
     /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
-    /// Verify a copy of the static tree in this directory instead of asking peers
+    /// Verify a copy of the static tree in this directory, also an older one, instead of asking
+    /// peers for all of it
     #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
 }
@@ -140,19 +143,57 @@ pub fn code(fault: &Fault) -> &'static str {
     }
 }
 
-/// Reads the whole log and checks everything that can be checked without a volume's keys.
-/// `remembered` is what this machine verified before; `network` is who it trusts.
+/// What this machine verified before.
+pub struct Remembered {
+    /// What the log is compared with.
+    with: Checkpoint,
+    /// How many records were verified.
+    known: u64,
+}
+
+impl From<Checkpoint> for Remembered {
+    fn from(newest: Checkpoint) -> Self {
+        Self { known: newest.size, with: newest }
+    }
+}
+
+impl Remembered {
+    /// Peers show the newest that they have, so a log of theirs that ends before what is remembered
+    /// lacks records. A copy (`--from`) may be older: it has to be the beginning of that.
+    pub async fn of(args: &VerifyArgs, ledger: &Ledger) -> Result<Option<Self>, LedgerCliError> {
+        let Some(seen) = ledger.seen() else { return Ok(None) };
+        let mut remembered = Self::from(seen.checkpoint().clone());
+        if let Some(dir) = &args.from {
+            let copy = fetch::from_dir(dir.clone());
+            let size = size_of(&first(&copy, vec![CHECKPOINT.to_owned()]).await?)?;
+            if (1..remembered.known).contains(&size) {
+                remembered.with.root = ledger.root_at(&seen, size).await?;
+                remembered.with.size = size;
+            }
+        }
+        Ok(Some(remembered))
+    }
+}
+
+/// Reads the whole log and checks everything that can be checked without a volume's keys;
+/// `network` is who this machine trusts.
 pub async fn verify(
     args: &VerifyArgs,
     network: NetworkId,
     fetch: Fetch,
-    remembered: Option<Checkpoint>,
+    remembered: Option<Remembered>,
     out: &mut (dyn Write + Send),
 ) -> Result<ExitCode, LedgerCliError> {
     let fetch = args.from.clone().map_or(fetch, fetch::from_dir);
-    let (report, _) = read_and_check(network, fetch, remembered.as_ref(), args.json, None).await?;
-    print(&report, args.json, remembered.is_some(), out)?;
+    let with = remembered.as_ref().map(|remembered| &remembered.with);
+    let (report, _) = read_and_check(network, fetch, with, args.json, None).await?;
+    print(&report, args.json, remembered.map(|remembered| remembered.known), out)?;
     Ok(if is_good(&report) { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// How many records a note speaks of.
+fn size_of(note: &[u8]) -> Result<u64, CheckpointError> {
+    Ok(Checkpoint::parse(checkpoint::Note::parse(note)?.text)?.size)
 }
 
 pub fn is_good(report: &Report) -> bool {
@@ -167,7 +208,7 @@ pub async fn read_and_check(
     quiet: bool,
     claims: Option<Claims>,
 ) -> Result<(Report, Option<Claims>), LedgerCliError> {
-    let note = first(&fetch, vec!["checkpoint".to_owned()]).await?;
+    let note = first(&fetch, vec![CHECKPOINT.to_owned()]).await?;
     let mut verifier = Verifier::new(Some(network));
     let size = verifier.expect_note(&note)?;
     if let Some(remembered) = remembered {
@@ -280,15 +321,17 @@ pub fn to_json(report: &Report) -> serde_json::Value {
     })
 }
 
-/// `remembered`: it was compared with what this machine verified before.
+/// `known`: of how many records this machine verified before; it was compared with them.
 pub fn print(
     report: &Report,
     as_json: bool,
-    remembered: bool,
+    known: Option<u64>,
     out: &mut (dyn Write + Send),
 ) -> std::io::Result<()> {
     if as_json {
-        return writeln!(out, "{}", to_json(report));
+        let mut said = to_json(report);
+        said["known"] = json!(known);
+        return writeln!(out, "{said}");
     }
     let Report { size, root, findings, more, .. } = report;
     let total = findings.len() as u64 + more;
@@ -298,9 +341,14 @@ pub fn print(
     if *more > 0 {
         writeln!(out, "and {more} findings more")?;
     }
-    let against = if remembered { ", and continues what was verified before" } else { "" };
-    match total {
-        0 => writeln!(out, "good: {size} records, root {root}{against}"),
+    let against = if known.is_some() { ", and continues what was verified before" } else { "" };
+    match (total, known) {
+        (0, Some(known)) if known > *size => writeln!(
+            out,
+            "good: a copy of the first {size} records, of {known} known here, root {root}; the \
+             newest of them are not in it"
+        ),
+        (0, _) => writeln!(out, "good: {size} records, root {root}{against}"),
         _ => writeln!(out, "BAD: {total} findings in {size} records, root {root}"),
     }
 }

@@ -83,6 +83,7 @@ async fn on(
 ) -> Result<ExitCode, CliError> {
     wait_published(connected).await;
     let remembered = Ledger::remembered(connected.id, &connected.ledger_state()?)?;
+    let known = remembered.as_ref().map(|remembered| remembered.size);
     let replay = match args.replay {
         true => Some(begin(connected, volume).await?),
         false => None,
@@ -94,11 +95,11 @@ async fn on(
     let (report, claims) = checked.await?;
     let mut out = io::stdout();
     let (Some(replay), Some(claims), true) = (replay, claims, ledger::is_good(&report)) else {
-        ledger::print(&report, args.json, remembered.is_some(), &mut out).map_err(output)?;
+        ledger::print(&report, args.json, known, &mut out).map_err(output)?;
         return Ok(ExitCode::from(u8::from(!ledger::is_good(&report))));
     };
     if !args.json {
-        ledger::print(&report, false, remembered.is_some(), &mut out).map_err(output)?;
+        ledger::print(&report, false, known, &mut out).map_err(output)?;
     }
     let bar = ledger::progress(report.size, args.json);
     let told = |next: Position| bar.set_position(next.0);

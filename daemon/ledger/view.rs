@@ -210,7 +210,7 @@ impl Ledger {
     }
 
     /// The root of the verified tree's first `size` records.
-    pub(super) async fn root_at(&self, seen: &Seen, size: u64) -> Result<LedgerHash, LedgerError> {
+    pub async fn root_at(&self, seen: &Seen, size: u64) -> Result<LedgerHash, LedgerError> {
         let root = |view: &View<'_>| tile::root(size, |id| view.tile(id).map_err(FilesError::from));
         self.ask(seen, Node::ROOT, root).await
     }

@@ -17,7 +17,9 @@ async fn verified(with: Vec<Peer>, remembered: Option<Checkpoint>) -> (Value, bo
     let args = VerifyArgs { json: true, from: None };
     let mut out = Vec::new();
     let (_, fetch) = peers(with);
-    let code = verify(&args, network, fetch, remembered, &mut out).await.expect("a verdict");
+    let code = verify(&args, network, fetch, remembered.map(Into::into), &mut out)
+        .await
+        .expect("a verdict");
     let all: Value = serde_json::from_slice(&out).expect("one JSON object");
     let good = format!("{code:?}") == format!("{:?}", std::process::ExitCode::SUCCESS);
     assert_eq!(all["verdict"] == json!("good"), good, "verdict and exit code agree");
