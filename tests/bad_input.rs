@@ -1,6 +1,8 @@
 //! What a person can get wrong: each mistake ends with a sentence that says what to do, and an exit
 //! code of its kind, and changes nothing.
 
+use mictlan::id::TimeMs;
+use mictlan_daemon::identity::invite::Invite;
 use mictlan_tests::disk::{Disk, needs_root};
 use mictlan_tests::harness::{DEADLINE, Home, output, program};
 use mictlan_tests::three::{addresses, files};
@@ -296,13 +298,23 @@ fn an_invite_that_has_expired_is_refused() {
     let home = founded();
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("one");
     home.start(&["serve", "--listen", &port.to_string()], "serving");
-    let code = home.ok(&["invite", "--role", "reader", "--hours", "0"]);
+    let code = home.ok(&["invite", "--role", "reader"]);
+    let mut invite = Invite::parse(code.trim()).expect("a code");
+    invite.expires = TimeMs(1_000);
     refused(
         &Home::new(),
-        &["join", code.trim(), "--name", "bob"],
+        &["join", &invite.code(), "--name", "bob"],
         9,
         &["the invite has expired; ask for another"],
     );
+}
+
+#[test]
+fn an_invite_is_good_for_an_hour_to_ten_years() {
+    let home = founded();
+    for hours in ["0", "87601", "99999999", "18446744073709551615", "-1", "soon"] {
+        refused(&home, &["invite", &format!("--hours={hours}")], 2, &["--hours", hours]);
+    }
 }
 
 #[test]

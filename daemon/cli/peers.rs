@@ -27,6 +27,8 @@ use zeroize::Zeroizing;
 
 /// What an invite is good for, unless it says otherwise.
 const VALID: Duration = Duration::from_secs(24 * 3600);
+/// A secret that lies around is worth no longer.
+const HOURS_MAX: u64 = 10 * 365 * 24;
 /// How long a peer that answers may take to have its address noted.
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
 /// How long a voter may take to apply the record that lets a newcomer in.
@@ -44,8 +46,12 @@ pub struct InviteArgs {
     /// With owner, writer or reader: the volume.
     #[arg(long, default_value = connect::DEFAULT_VOLUME)]
     volume: String,
-    /// How long the code is good, in hours.
-    #[arg(long, default_value_t = VALID.as_secs() / 3600)]
+    /// How long the code is good, in hours; at most ten years.
+    #[arg(
+        long,
+        default_value_t = VALID.as_secs() / 3600,
+        value_parser = clap::value_parser!(u64).range(1..=HOURS_MAX),
+    )]
     hours: u64,
     #[arg(long)]
     network: Option<String>,
