@@ -10,10 +10,10 @@ use mictlan::cluster::lease::{
 };
 use mictlan::id::{Position, PrincipalId, SessionId, VolumeId};
 use mictlan::wire::{Barrier, Failure, Heartbeat, HeartbeatReply, Lease, LeaseUnit};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 /// How often time alone is fed to the tables.
@@ -26,6 +26,8 @@ pub struct Desk {
     tables: Mutex<Tables>,
     /// Grows with every change that somebody may wait for.
     news: watch::Sender<u64>,
+    /// There is somebody to fence.
+    doomed: Notify,
     alone: bool,
 }
 
@@ -33,6 +35,8 @@ pub struct Desk {
 struct Tables {
     volumes: HashMap<VolumeId, Table>,
     next_ticket: u64,
+    /// Sessions to fence: a table asks for that once.
+    fences: BTreeSet<(VolumeId, SessionId)>,
 }
 
 struct Table {
@@ -64,7 +68,7 @@ impl Desk {
         // Above every ticket of an earlier leader: they count from their own, earlier time.
         let next_ticket = crate::host::now().0 << 16;
         let tables = Mutex::new(Tables { next_ticket, ..Tables::default() });
-        Self { tables, news: watch::Sender::new(0), alone }
+        Self { tables, news: watch::Sender::new(0), doomed: Notify::new(), alone }
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -87,15 +91,19 @@ impl Desk {
         self.feed(volume, Event::Done(ticket));
     }
 
-    /// Feeds one event; what has to be ordered is returned.
-    fn feed(&self, volume: VolumeId, event: Event) -> Vec<SessionId> {
+    /// Feeds one event; what has to be ordered is left to `keep_fences`: whoever feeds may be gone
+    /// before it is.
+    fn feed(&self, volume: VolumeId, event: Event) {
         let mut tables = self.tables();
-        let Some(table) = tables.volumes.get_mut(&volume) else { return Vec::new() };
+        let Some(table) = tables.volumes.get_mut(&volume) else { return };
         let effects = table.leases.on(moment(), event);
         let fences = table.take(effects);
+        if !fences.is_empty() {
+            tables.fences.extend(fences.into_iter().map(|session| (volume, session)));
+            self.doomed.notify_one();
+        }
         drop(tables);
         self.tell();
-        fences
     }
 
     fn ticket(&self) -> Ticket {
@@ -145,7 +153,9 @@ impl Service {
         loop {
             tokio::time::sleep(TICK).await;
             if !self.sequencer.leads() {
-                self.desk.tables().volumes.clear();
+                let mut tables = self.desk.tables();
+                tables.volumes.clear();
+                tables.fences.clear();
                 continue;
             }
             let volumes: Vec<VolumeId> = self.desk.tables().volumes.keys().copied().collect();
@@ -153,16 +163,23 @@ impl Service {
                 continue;
             }
             for volume in volumes {
-                self.order(volume, Event::Tick);
+                self.desk.feed(volume, Event::Tick);
             }
         }
     }
 
-    /// Feeds an event and has the fences that follow from it ordered.
-    fn order(self: &Arc<Self>, volume: VolumeId, event: Event) {
-        for session in self.desk.feed(volume, event) {
-            let service = self.clone();
-            tokio::spawn(async move { service.fence(volume, session).await });
+    /// Orders the fences that the tables ask for, each until it is there: others wait for it, and
+    /// nobody asks for it again.
+    pub(super) async fn keep_fences(self: Arc<Self>) {
+        loop {
+            // Those that could not be ordered are tried again without a word from anybody.
+            let _ = timeout(TICK, self.desk.doomed.notified()).await;
+            let due: Vec<_> = self.desk.tables().fences.iter().copied().collect();
+            for (volume, session) in due {
+                if self.fence(volume, session).await {
+                    self.desk.tables().fences.remove(&(volume, session));
+                }
+            }
         }
     }
 
@@ -211,9 +228,7 @@ impl Service {
             table.passing.insert(ticket, sender);
         }
         let ask = Ask::Pass(units, mode);
-        for session in self.desk.feed(volume, Event::Asked { ticket, session, ask }) {
-            self.fence(volume, session).await;
-        }
+        self.desk.feed(volume, Event::Asked { ticket, session, ask });
         match timeout(PASS_WITHIN, passed).await {
             Ok(Ok(Ok(()))) => Ok(ticket),
             Ok(Ok(Err(denial))) => Err(Failure::Busy(denial.to_string())),
@@ -263,7 +278,7 @@ impl Service {
         self.check_owner(&principal, beat.session)?;
         self.with_table(beat.volume, |_| ())?;
         let mut news = self.desk.news.subscribe();
-        self.hear(&beat).await;
+        self.hear(&beat);
         let credit = self.credit(&beat).await;
         let started = Instant::now();
         let wait = Duration::from_millis(beat.wait_ms.into());
@@ -323,7 +338,7 @@ impl Service {
     }
 
     /// Feeds all that one heartbeat says.
-    async fn hear(&self, beat: &Heartbeat) {
+    fn hear(&self, beat: &Heartbeat) {
         let session = beat.session;
         let mut events = vec![Event::Heartbeat(session)];
         let released = |(unit, granted): &(Unit, Ticket)| Event::Released {
@@ -344,7 +359,7 @@ impl Service {
             }
         }
         for event in events {
-            self.feed_and_fence(beat.volume, event).await;
+            self.desk.feed(beat.volume, event);
         }
         for lease in beat.want.iter().filter(|lease| !known(lease)) {
             let key = (session, unit(lease));
@@ -362,13 +377,7 @@ impl Service {
                 table.asked.insert(key, ticket);
             }
             let ask = Ask::Hold(unit(lease), mode(lease));
-            self.feed_and_fence(beat.volume, Event::Asked { ticket, session, ask }).await;
-        }
-    }
-
-    async fn feed_and_fence(&self, volume: VolumeId, event: Event) {
-        for session in self.desk.feed(volume, event) {
-            self.fence(volume, session).await;
+            self.desk.feed(beat.volume, Event::Asked { ticket, session, ask });
         }
     }
 

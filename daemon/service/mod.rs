@@ -88,6 +88,7 @@ impl Service {
             voters: options.voters,
         });
         tokio::spawn(service.clone().keep_time());
+        tokio::spawn(service.clone().keep_fences());
         tokio::spawn(service.clone().keep_voters());
         tokio::spawn(service.clone().keep_account());
         service
@@ -188,10 +189,11 @@ impl Service {
         }
     }
 
-    /// Orders the fence of a session that died holding a lease, in this peer's name.
-    async fn fence(&self, volume: mictlan::id::VolumeId, session: SessionId) {
+    /// Orders the fence of a session that died holding a lease, in this peer's name. `false`: it is
+    /// to be tried again.
+    async fn fence(&self, volume: mictlan::id::VolumeId, session: SessionId) -> bool {
         let Some(origin) = self.sequencer.with_state(|state| state.origin().clone()) else {
-            return;
+            return false;
         };
         let reason = "it held a lease and was silent for its term".to_owned();
         let body = Body::Fence(Fence { reason, session, successor: None, volume });
@@ -199,7 +201,7 @@ impl Service {
             Ok(submission) => submission,
             Err(error) => {
                 tracing::error!(%error, "a fence cannot be written down");
-                return;
+                return true;
             }
         };
         match self.propose(Item::Record(submission)).await {
@@ -212,8 +214,12 @@ impl Service {
                 self.desk.ended(volume, session);
             }
             Ok(other) => tracing::error!(%session, ?other, "a silent session was not fenced"),
-            Err(error) => tracing::warn!(%session, %error, "a silent session is not fenced yet"),
+            Err(error) => {
+                tracing::warn!(%session, %error, "a silent session is not fenced yet");
+                return false;
+            }
         }
+        true
     }
 
     fn signed(

@@ -2,13 +2,14 @@
 
 use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
 use mictlan::cluster::place::Copies;
-use mictlan::id::{Label, LedgerHash, PeerId, Position, PrincipalId};
+use mictlan::id::{Label, LedgerHash, PeerId, Position, PrincipalId, SessionId};
 use mictlan::ledger::record::body::{Body, Note};
 use mictlan::ledger::record::{Origin, Proposal, record_message, write_line};
 use mictlan::seal::Principal;
 use mictlan::wire::{
     Answer, Append, Barrier, CloseSession, Failure, Follow, Followed, Head, Heartbeat,
-    HeartbeatReply, Join, Joined, OpenSession, Outcome, Page, PeerInfo, Query, SessionOpened,
+    HeartbeatReply, Join, Joined, Lease, LeaseMode, LeaseUnit, OpenSession, Outcome, Page,
+    PeerInfo, Query, SessionOpened, Ticket,
 };
 use mictlan_daemon::chunks::{Chunks, Placement};
 use mictlan_daemon::cli::connect;
@@ -24,10 +25,13 @@ use mictlan_daemon::volume::{Start, Volume};
 use mictlan_mount::options::Options;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::ops::Range;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 type Answering<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
@@ -80,6 +84,50 @@ impl World {
         let (origin, actor) = (self.origin.clone(), label("default"));
         let author = Author { network: &network, origin, actor, principal: &self.user };
         author.append(self.note()).await.expect("ordered");
+    }
+
+    /// A session beside one that took the lease on the whole volume and is never heard of again.
+    pub async fn session_beside_a_dead_one(&self) -> SessionId {
+        let (peer, caller) = (&self.here.peer, self.caller());
+        let volumes = peer.query(caller, Query::Volumes).await.expect("an answer");
+        let Answer::Volumes(volumes) = volumes else { panic!("another answer") };
+        let volume = volumes[0].id;
+        let open = || OpenSession { volume, req: host::ulid_bytes(), read_only: false };
+        let dead = peer.open_session(caller, open()).await.expect("opened");
+        let (unit, mode, granted) = (LeaseUnit::Volume, LeaseMode::Write, Ticket(0));
+        let beat = Heartbeat {
+            volume,
+            session: dead.session,
+            attempt: dead.attempt,
+            applied: dead.at,
+            want: vec![Lease { unit, mode, granted }],
+            held: Vec::new(),
+            release: Vec::new(),
+            open_orphans: Vec::new(),
+            reap: Vec::new(),
+            credit: 0,
+            wait_ms: 1_000,
+        };
+        let reply = peer.heartbeat(caller, beat).await.expect("heard");
+        assert_eq!(reply.held.len(), 1, "it is alone");
+        peer.open_session(caller, open()).await.expect("opened").session
+    }
+
+    /// Whether nothing of others was in the way of `session`; who asks gives up when it would have
+    /// to wait once more than so many times, or for long.
+    pub async fn passes_within(&self, session: SessionId, waits: usize, long: Duration) -> bool {
+        let barrier = Barrier { session: Some(session), pass: vec![LeaseUnit::Volume] };
+        let mut answer = pin!(self.here.peer.read_position(self.caller(), barrier));
+        let mut left = waits;
+        let patient = poll_fn(|context| match answer.as_mut().poll(context) {
+            Poll::Ready(answer) => Poll::Ready(answer.is_ok()),
+            Poll::Pending if left == 0 => Poll::Ready(false),
+            Poll::Pending => {
+                left -= 1;
+                Poll::Pending
+            }
+        });
+        tokio::time::timeout(long, patient).await == Ok(true)
     }
 
     /// A mount that hears of the log from `liar` alone; chunks and the ledger's files are honest.

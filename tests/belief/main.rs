@@ -11,6 +11,7 @@ use mictlan_mount::vfs::{Caller, Found, Make, OpenHow, Vfs, WriteAt};
 use mictlan_tests::harness::{DEADLINE, Home, wait_until};
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 const WHO: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 
@@ -55,6 +56,24 @@ async fn a_record_that_the_voters_did_not_sign_ends_all_belief() {
     let view = volume.clone().getxattr(Ino::ROOT, b"user.mictlan.view".as_slice().into()).await;
     let view = String::from_utf8(view.expect("it is answered always").to_vec()).expect("text");
     assert!(view.contains("contradiction"), "{view}");
+    world.end().await;
+}
+
+/// Whoever finds out that it is dead has its fence ordered, and may be gone before that is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_session_is_fenced_whoever_gives_up_waiting_for_it() {
+    let world = World::found().await;
+    let waiting = world.session_beside_a_dead_one().await;
+    let passed = async {
+        for n in 0.. {
+            // More and more, so that in the end there is time enough on any machine.
+            let long = Duration::from_millis(5 + n / 100);
+            if world.passes_within(waiting, n as usize % 10, long).await {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, passed).await.expect("the dead one is out of the way");
     world.end().await;
 }
 
