@@ -13,7 +13,7 @@ use crate::link::{Link, LinkError};
 use bytes::Bytes;
 use mictlan::cluster::state::INSIDE_MAX;
 use mictlan::hash;
-use mictlan::id::{PeerId, Position, SessionId};
+use mictlan::id::{PeerId, Position};
 use mictlan::ledger::merkle;
 use mictlan::ledger::record::body::{Body, Commit};
 use mictlan::ledger::record::{Line, RecordError};
@@ -48,10 +48,6 @@ pub(super) enum What {
     /// The volume began, and with it its root directory.
     Made,
     Commit(Box<PastCommit>),
-    Fence {
-        session: SessionId,
-        successor: SessionId,
-    },
 }
 
 pub(super) struct PastCommit {
@@ -197,7 +193,7 @@ impl Volume {
         let Followed { position: at, line, tags, payload, .. } = entry;
         let wrong = |error| NotShown::NotARecord { at, error };
         let parsed = Line::parse(&line).map_err(wrong)?;
-        if !parsed.p.kind.starts_with("fs.") && parsed.p.kind != "net.fence" {
+        if !parsed.p.kind.starts_with("fs.") {
             return Ok(None);
         }
         let body = match parsed.p.body() {
@@ -217,10 +213,6 @@ impl Volume {
                 let sealed = sealed.map(Bytes::from);
                 What::Commit(Box::new(PastCommit { body, tags, sealed }))
             }
-            Body::Fence(fence) if fence.volume == self.id => match fence.successor {
-                Some(successor) => What::Fence { session: fence.session, successor },
-                None => return Ok(None),
-            },
             Body::Volume(made) if made.volume == self.id && at == self.made => What::Made,
             _ => return Ok(None),
         };

@@ -136,12 +136,100 @@ pub(super) fn open(ring: &KeyRing, commit: &Commit, sealed: &[u8]) -> Result<Ope
 /// is the same question for everybody.
 fn may_begin(view: &View, session: SessionId, ino: Ino) -> Result<bool, NodeError> {
     let Some(granted) = ino.session() else { return Ok(false) };
+    let its_own = has_place_of(view, session, granted)?;
+    Ok(its_own && view.committed(&Key::Inode(ino))?.is_none())
+}
+
+/// Whether `session` is `other`, or went on in its place. It took that place before it committed
+/// anything, so this holds for all its commits.
+pub(super) fn has_place_of(
+    view: &View,
+    session: SessionId,
+    other: SessionId,
+) -> Result<bool, NodeError> {
     let (mut of, mut seen) = (session, HashSet::new());
-    while of != granted {
+    while of != other {
         match view.committed(&Key::Heir(of))? {
             Some(Value::Heir(earlier)) if seen.insert(earlier) => of = earlier,
             _ => return Ok(false),
         }
     }
-    Ok(view.committed(&Key::Inode(ino))?.is_none())
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::nodes::empty_tree;
+    use mictlan::meta::inode::{FileKind, Inode, Stamp};
+    use mictlan::meta::tree::{NodeCache, TreeKeys};
+    use std::sync::Arc;
+
+    fn view() -> View {
+        let tree =
+            empty_tree(&TreeKeys::new(&[1; 32], &[2; 32]), &Arc::new(NodeCache::new(1 << 20)));
+        View::new(tree, Position(0))
+    }
+
+    fn put(key: Key, value: Value) -> WriteSet {
+        let mut writes = WriteSet::new();
+        writes.put(key, value);
+        writes
+    }
+
+    fn inode() -> Inode {
+        let at = Stamp::default();
+        Inode {
+            kind: FileKind::File,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            size: 0,
+            bytes: 0,
+            atime: at,
+            mtime: at,
+            ctime: at,
+            btime: at,
+            rdev: 0,
+            home: Ino::ROOT,
+            target: Box::default(),
+        }
+    }
+
+    fn may(view: &View, session: u32, ino: Ino) -> bool {
+        may_begin(view, SessionId(session), ino).expect("all nodes are there")
+    }
+
+    #[test]
+    fn whether_an_inode_may_begin_is_not_decided_by_what_is_not_committed_here() {
+        let (mut view, ino) = (view(), Ino::of(SessionId(5), 1));
+        assert!(may(&view, 5, ino) && !may(&view, 6, ino));
+        let inode = inode();
+        let made = Arc::new(put(Key::Inode(ino), Value::Inode(inode)));
+        view.push_local(1, made.clone());
+        view.push_local(2, Arc::new(put(Key::Heir(SessionId(6)), Value::Heir(SessionId(5)))));
+        assert!(may(&view, 5, ino) && !may(&view, 6, ino), "others do not see it");
+        view.commit_local(1, Position(1));
+        assert!(!may(&view, 5, ino), "it is there");
+        let mut gone = WriteSet::new();
+        gone.delete(Key::Inode(ino));
+        view.push_local(3, Arc::new(gone));
+        assert!(!may(&view, 5, ino), "for others it is");
+    }
+
+    #[test]
+    fn an_heir_has_the_places_of_all_before_it_and_of_nobody_else() {
+        let mut view = view();
+        for (at, (heir, earlier)) in (1..).zip([(3, 2), (5, 3), (7, 8), (8, 7)]) {
+            let writes = put(Key::Heir(SessionId(heir)), Value::Heir(SessionId(earlier)));
+            view.apply(Position(at), &writes);
+        }
+        for (session, other, has) in
+            [(5, 5, true), (5, 3, true), (5, 2, true), (2, 5, false), (5, 4, false), (7, 9, false)]
+        {
+            let answer = has_place_of(&view, SessionId(session), SessionId(other));
+            assert_eq!(answer.expect("all nodes are there"), has, "{session} of {other}");
+        }
+    }
 }

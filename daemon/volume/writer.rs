@@ -11,6 +11,7 @@
 use super::Volume;
 use super::file::What as Dirty;
 use super::past::{Past, PastCommit, What};
+use super::state::Core;
 use super::void;
 use crate::ledger::Seen;
 use bytes::Bytes;
@@ -160,6 +161,21 @@ impl Volume {
         if changed { self.committed_all().await } else { Ok(()) }
     }
 
+    /// Whether the session went on in the place of all of `theirs`.
+    async fn has_places_of(
+        &self,
+        session: SessionId,
+        theirs: HashSet<SessionId>,
+    ) -> Result<bool, FsError> {
+        for other in theirs {
+            let has = |core: &Core| Ok(void::has_place_of(&core.view, session, other)?);
+            if !self.ask(has).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// A checkpoint that covers record `at`; within moments there is one.
     async fn covering(&self, at: Position, until: Instant) -> Result<Arc<Seen>, FsError> {
         let there = || self.ledger().seen().filter(|seen| seen.size() > at.0);
@@ -241,7 +257,6 @@ impl Search<'_> {
     async fn changed(&mut self, past: &Past) -> Result<bool, FsError> {
         match &past.what {
             What::Made => Ok(self.subject.ino == Ino::ROOT),
-            What::Fence { .. } => Ok(false),
             What::Commit(commit) => self.committed(past.at, commit).await,
         }
     }
@@ -273,37 +288,7 @@ impl Search<'_> {
             return Ok(false);
         }
         let theirs = foreign(&writes, commit.body.session);
-        Ok(theirs.is_empty() || self.succeeds(at, commit.body.session, theirs).await?)
-    }
-
-    /// Whether the session went on in the place of all of `theirs`, by the fences before `at`.
-    async fn succeeds(
-        &mut self,
-        at: Position,
-        session: SessionId,
-        mut theirs: HashSet<SessionId>,
-    ) -> Result<bool, FsError> {
-        let mut lineage = HashSet::from([session]);
-        let (mut end, made) = (at.0, self.volume.made.0);
-        while end > made && !theirs.is_empty() {
-            if self.left == 0 {
-                return Err(FsError::NoXattr);
-            }
-            let last = Position(end - 1);
-            let bundle = self.volume.past_bundle(self.seen, last, self.until).await?;
-            for past in bundle.records.iter().rev().filter(|past| past.at <= last) {
-                if let What::Fence { session, successor } = past.what
-                    && lineage.contains(&successor)
-                {
-                    lineage.insert(session);
-                    theirs.remove(&session);
-                }
-            }
-            let start = last.0 - last.0 % WIDTH;
-            self.left = self.left.saturating_sub(end - start);
-            end = start;
-        }
-        Ok(theirs.is_empty())
+        self.volume.has_places_of(commit.body.session, theirs).await
     }
 }
 
