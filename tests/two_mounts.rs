@@ -2,7 +2,7 @@
 
 use mictlan::id::SessionId;
 use mictlan_tests::forger;
-use mictlan_tests::harness::Home;
+use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Three, files};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,6 +11,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 
 const LINES: usize = 300;
 
@@ -156,4 +158,56 @@ fn in_the_name_of_another_s_session_nobody_takes_leases_back() {
     assert!(refused.contains("this key may not do that"), "{refused}");
     forger::barrier(&alice, session).expect("it is hers");
     alice.unmount(&dir);
+}
+
+/// A call on a thread of its own, which has begun to wait when this returns.
+fn waiting<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let (begun, when) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        // SAFETY: it takes nothing and always succeeds.
+        begun.send(unsafe { libc::gettid() }).expect("somebody listens");
+        call()
+    });
+    let id = when.recv().expect("it begins");
+    wait_until("the call waits", || {
+        let state = fs::read_to_string(format!("/proc/self/task/{id}/stat")).unwrap_or_default();
+        thread.is_finished() || state.contains(") S ") || state.contains(") D ")
+    });
+    thread
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
+fn what_a_flush_had_taken_when_it_ran_out_of_time_is_taken_again() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    let dir = alice.mount_with("mnt", &["-o", "deadline=9"]);
+    let other = bob.mount("mnt");
+    wait_until("both work on the volume", || alice.is_beside_others());
+    let [mut file, held, held_later] =
+        ["a", "b", "c"].map(|name| File::create(dir.join(name)).expect("made"));
+    file.write_all(b"first, ").and_then(|()| file.sync_all()).expect("committed");
+    let root = File::open(&dir).expect("it opens");
+    // Nobody answers. The change of `b` waits until its deadline and holds `b`; the flush has taken
+    // the bytes of `a` and waits for `b`, then for `c`, whose change goes on for longer.
+    three.peers.iter().for_each(|peer| peer.hang());
+    // From now on a look shows what is known here, and does not wait.
+    assert_eq!(file.metadata().expect("its size").len(), 7);
+    let held = waiting(move || held.set_len(10));
+    file.write_all(b"second").expect("in memory");
+    let flush = waiting(move || root.sync_all());
+    // Which begins well after the flush.
+    alice.run(&["status"]);
+    let held_later = waiting(move || held_later.set_len(10));
+    let refused = flush.join().expect("no panic").expect_err("nobody answers");
+    assert_eq!(refused.raw_os_error(), Some(libc::ETIMEDOUT), "{refused}{}", alice.log());
+    for call in [held, held_later] {
+        // They were only to be in the way, however they ended.
+        let _ended = call.join().expect("no panic");
+    }
+    three.peers.iter().for_each(|peer| peer.go_on());
+    wait_until("it is committed", || file.sync_all().is_ok());
+    wait_until("others see it", || {
+        fs::read(other.join("a")).is_ok_and(|seen| seen == b"first, second")
+    });
 }

@@ -346,11 +346,7 @@ impl Volume {
 
     /// Whether there is such an inode. Where that cannot be known now, nothing is decided.
     async fn is_there(&self, ino: Ino) -> Result<bool, FsError> {
-        match self.inode(ino).await {
-            Ok(_) => Ok(true),
-            Err(FsError::Stale) => Ok(false),
-            Err(error) => Err(error),
-        }
+        is_known_to_be_there(self.inode(ino).await)
     }
 
     /// Bytes that came back before `op` stay before it: what was cut off must not return, and a
@@ -390,6 +386,14 @@ impl Volume {
     }
 }
 
+fn is_known_to_be_there<T>(looked: Result<T, FsError>) -> Result<bool, FsError> {
+    match looked {
+        Ok(_) => Ok(true),
+        Err(FsError::Stale) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Tries again as long as each try commits something: the deadline is not for all of it.
 async fn while_it_gets_on<F>(
     committed: impl Fn() -> Seq,
@@ -411,6 +415,15 @@ where
 mod tests {
     use super::*;
     use std::cell::Cell;
+
+    #[test]
+    fn an_inode_that_cannot_be_looked_at_is_not_taken_for_gone() {
+        assert_eq!(is_known_to_be_there(Ok(())), Ok(true));
+        assert_eq!(is_known_to_be_there::<()>(Err(FsError::Stale)), Ok(false), "it is away");
+        for error in [FsError::Io, FsError::TimedOut, FsError::NotFound] {
+            assert_eq!(is_known_to_be_there::<()>(Err(error)), Err(error));
+        }
+    }
 
     #[tokio::test]
     async fn each_commit_of_what_is_taken_over_has_the_deadline() {
