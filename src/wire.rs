@@ -345,6 +345,8 @@ pub enum Query {
     Members(VolumeId),
     /// The last accepted commit of a session: what its heir need not do again.
     LastOf(SessionId),
+    /// The snapshot roots that count, of the last 64 that were named.
+    Roots(VolumeId),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -358,6 +360,8 @@ pub enum Answer {
     Members(Vec<Member>),
     /// Attempt and number.
     LastOf(Option<(Attempt, u64)>),
+    /// In the order of their records.
+    Roots(Vec<RootInfo>),
 }
 
 /// What a peer tells a key that it does not know: just what an invite is checked against.

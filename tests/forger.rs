@@ -192,6 +192,19 @@ pub fn forged_root(volume: &VolumeInfo, head: &Head) -> Body {
     })
 }
 
+/// A root of the newest record: the tree of the newest root, at an address where nothing is.
+pub fn lost_root(volume: &VolumeInfo, head: &Head) -> Body {
+    let root = volume.root.clone().expect("it has one");
+    Body::Root(Root {
+        address: ChunkId([7; 32]),
+        confirms: None,
+        identity: root.identity,
+        key_epoch: root.epoch,
+        position: Position(head.size.0 - 1),
+        volume: volume.id,
+    })
+}
+
 /// Orders a root of the newest record: the tree of the newest root, which nothing changed since, but
 /// for one node that its parent names at an address where nothing is. Where its record stands, and
 /// that address.

@@ -262,6 +262,26 @@ fn a_root_of_which_a_node_is_missing_is_not_gone_over_to() {
     assert!(alice.log().contains("not all of its tree can be had"), "{}", alice.log());
 }
 
+#[test]
+fn a_mount_begins_at_an_older_root_when_the_newest_is_lost() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    write_and_make_a_root(&alice, make_links);
+    let before = newest_root(&alice);
+    let record = forger::order(&bob, forger::lost_root);
+    let dir = alice.mount("mnt");
+    assert_eq!(rests_on(&dir), before, "{}", alice.log());
+    check_links(&dir, &alice);
+    assert!(alice.log().contains("is lost; nothing else is"), "{}", alice.log());
+    assert!(alice.log().contains(&format!("record={record}")), "{}", alice.log());
+    fs::write(dir.join("more"), b"more").expect("written");
+    alice.unmount(&dir);
+    assert_ne!(newest_root(&alice), Some(record.0 - 1), "a root that is whole was made");
+    let dir = alice.mount("mnt");
+    check_links(&dir, &alice);
+    assert_eq!(fs::read(dir.join("more")).expect("there"), b"more");
+}
+
 /// Noise in an attribute: a payload too large to travel inside its record.
 fn set_large_attribute(file: &Path) {
     let mut noise = vec![0; 40_000];

@@ -7,7 +7,7 @@ use mictlan::seal::{Principal, Secret};
 use mictlan::wire::Failure;
 use mictlan_daemon::http::transport::Transport;
 use mictlan_daemon::identity::keyfile;
-use mictlan_daemon::link::{Link, LinkError};
+use mictlan_daemon::link::{Link, LinkError, Trouble};
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Peer, Three, metrics, noise, write_through};
 use std::fs;
@@ -128,6 +128,45 @@ fn a_peer_without_a_vote_knows_who_may_do_what() {
     let fetched = run.block_on(bob.fetch(name)).expect("an answer");
     assert!(fetched == Some(elsewhere), "it is brought");
     assert!(refused(run.block_on(stranger.fetch(name))));
+}
+
+#[test]
+fn a_member_that_asks_for_no_room_gets_no_more_than_a_peer_s_capacity() {
+    const CAPACITY: u64 = 64 << 20;
+    let three = Three::start();
+    let (alice, d) = (three.user("alice"), &three.peers[2]);
+    d.kill();
+    let serve = ["serve", "--domain", "c", "--capacity", "64M"];
+    let pid = d.home.start(&serve, "voting in");
+    let run = tokio::runtime::Runtime::new().expect("a runtime");
+    let peer = link(key_of(&alice), d, "peer-c");
+    let mut taken = Vec::new();
+    let refused = loop {
+        let chunk = bytes::Bytes::from(noise(taken.len() as u64, 1 << 20));
+        match run.block_on(peer.put(vec![chunk.clone()])) {
+            Ok(_) => taken.push(address(&chunk)),
+            Err(error) => break error,
+        }
+        assert!(taken.len() < 64, "it takes more than it has room for");
+    };
+    let full =
+        matches!(refused, LinkError::FailedHere { why: Trouble::Said(Failure::StoreFull), .. });
+    assert!(full && taken.len() > 50, "{} chunks, then: {refused}", taken.len());
+    let store = run.block_on(peer.status()).expect("an answer").store.expect("it stores");
+    assert!(store.used_bytes <= store.capacity_bytes, "{store:?}");
+    // The rest is its reserve, so that removing always works.
+    assert_eq!((store.capacity_bytes, store.out_of_service), (CAPACITY - CAPACITY / 20, None));
+    // What it took is there, and taken again it needs no room; what needs room has it elsewhere.
+    for (n, name) in taken.iter().enumerate() {
+        let chunk = bytes::Bytes::from(noise(n as u64, 1 << 20));
+        assert!(run.block_on(peer.get(*name)).expect("an answer") == Some(chunk.clone()));
+        assert_eq!(run.block_on(peer.put(vec![chunk])).expect("it is there").len(), 1);
+    }
+    let dir = mount(&alice);
+    write_through(&dir.join("more"), &noise(99, 3 << 20)).expect("two of three are enough");
+    assert!(fs::read(dir.join("more")).expect("readable") == noise(99, 3 << 20));
+    alice.unmount(&dir);
+    d.home.stop(pid, libc::SIGKILL);
 }
 
 #[test]

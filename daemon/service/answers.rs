@@ -3,7 +3,7 @@
 use super::{Service, no_ledger};
 use crate::peer::Standing;
 use bytes::Bytes;
-use mictlan::cluster::state::{Outcome, State};
+use mictlan::cluster::state::{Outcome, RootMark, State};
 use mictlan::id::{Label, PrincipalId, TimeMs};
 use mictlan::ledger::record::body::{PeerState, Role};
 use mictlan::ledger::tile::{Row, TileId};
@@ -63,6 +63,10 @@ pub fn answer(state: &State, _asker: &PrincipalId, query: Query) -> Result<Answe
             let last = state.session(session).ok().and_then(|session| session.last);
             Answer::LastOf(last.map(|(turn, _)| (turn.attempt, turn.n)))
         }
+        Query::Roots(volume) => {
+            let volume = state.volumes().get(&volume);
+            Answer::Roots(volume.into_iter().flat_map(|volume| volume.roots()).map(root).collect())
+        }
     })
 }
 
@@ -87,13 +91,6 @@ pub fn peers(state: &State) -> Vec<PeerInfo> {
 }
 
 fn volume((id, volume): (&mictlan::id::VolumeId, &mictlan::cluster::state::Volume)) -> VolumeInfo {
-    let root = volume.roots().next_back().map(|root| RootInfo {
-        record: root.record,
-        position: root.position,
-        address: root.address,
-        identity: root.identity,
-        epoch: root.key_epoch,
-    });
     VolumeInfo {
         id: *id,
         name: volume.settings.name.clone(),
@@ -101,7 +98,17 @@ fn volume((id, volume): (&mictlan::id::VolumeId, &mictlan::cluster::state::Volum
         copies: u8::try_from(volume.settings.replicas).unwrap_or(u8::MAX),
         compress: volume.settings.compress,
         made: volume.made,
-        root,
+        root: volume.roots().next_back().map(root),
+    }
+}
+
+fn root(mark: &RootMark) -> RootInfo {
+    RootInfo {
+        record: mark.record,
+        position: mark.position,
+        address: mark.address,
+        identity: mark.identity,
+        epoch: mark.key_epoch,
     }
 }
 

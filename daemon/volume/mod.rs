@@ -6,6 +6,7 @@
 //! Invariant: what a call acknowledged is in the journal or on its peers; what `fsync`
 //! acknowledged is committed; a refusal is never silent.
 
+mod beginning;
 mod belief;
 mod caller;
 mod coherent;

@@ -7,10 +7,11 @@
 //! Invariant: nothing is said of any root before the whole log was seen to be that one.
 
 use super::Volume;
+use super::beginning::before;
 use super::belief::Belief;
 use super::follow::FollowError;
 use super::secrets::roster_before;
-use super::start::{Ground, Held, OpenError, Start, assemble, before, find_volume};
+use super::start::{Ground, Held, OpenError, Start, assemble, find_volume};
 use super::void::Voids;
 use crate::link::Link;
 use mictlan::hash;

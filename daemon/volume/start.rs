@@ -4,13 +4,14 @@
 //! Invariant: nothing is answered before everything committed at the time of the call is seen, and
 //! what an earlier mount of this host left in its journal is in order again.
 
+use super::beginning::{Beginning, beginning};
 use super::belief::Belief;
 use super::coherent::Coherent;
 use super::follow::Applied;
 use super::journal::{About, Journal, JournalError, Left};
 use super::nodes::empty_tree;
 use super::quorum;
-use super::secrets::{Known, may_write, roster_before, unwrap_ring};
+use super::secrets::unwrap_ring;
 use super::spill::Spill;
 use super::state::{Core, Mode, Progress, Session};
 use super::{Stale, Volume};
@@ -19,16 +20,15 @@ use crate::chunks::budget::Budget;
 use crate::ledger::{Ledger, Seen};
 use crate::network::{CallError, Network};
 use mictlan::file::Cutter;
-use mictlan::id::{Attempt, Epoch, Label, LedgerHash, Position, SessionId, VolumeId};
-use mictlan::ledger::merkle;
-use mictlan::ledger::record::body::{Body, Wrap};
-use mictlan::ledger::record::{Line, Origin};
+use mictlan::id::{Attempt, Epoch, Label, Position, SessionId, VolumeId};
+use mictlan::ledger::record::Origin;
+use mictlan::ledger::record::body::Wrap;
 use mictlan::ledger::roster::Roster;
 use mictlan::meta::error::FsError;
-use mictlan::meta::tree::{NodeCache, NodeRef, Tree, TreeKeys};
+use mictlan::meta::tree::{NodeCache, Tree, TreeKeys};
 use mictlan::meta::view::{OVERLAY_MAX, View};
-use mictlan::seal::{self, KeyRing, Principal};
-use mictlan::wire::{Answer, Follow, Query, RootInfo, VolumeInfo};
+use mictlan::seal::{KeyRing, Principal};
+use mictlan::wire::{Answer, Query, VolumeInfo};
 use mictlan_mount::options::Options;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -77,6 +77,8 @@ pub enum OpenError {
     TakeOver(String),
     #[error("the newest root of the volume cannot be read: {0}")]
     Root(String),
+    #[error("the root of record {record} is lost: {why}")]
+    RootLost { record: Position, why: String },
     #[error(
         "fewer than a majority of the voters answer: start the silent ones (mictlan serve), or \
          mount without `coherent`"
@@ -132,26 +134,13 @@ impl Volume {
             // A root that no checkpoint covers is nobody's word; the log itself is longer to read.
             info.root = info.root.filter(|root| root.record.0 < seen.size());
         }
-        let next = applied_at_start(&info);
-        let Known { roster, wraps, before } =
-            roster_before(&start.network, start.options.deadline, next).await?;
-        let held = Held::of(start, &info, &roster, &wraps)?;
         let size = proven.as_ref().map(|seen| Position(seen.size()));
-        let reads = proven.is_none()
-            && !start.options.read_only
-            && !may_write(start, info.id, &held.actor).await?;
-        let belief = Belief::new(start.ledger.clone(), size, reads);
-        if let Some(root) = &info.root {
-            let leaf = check_root(start, info.id, root, &roster).await?;
-            belief.applied(root.record, leaf, false);
-        }
-        let (tree, position) = newest_tree(start, &info, &held).await?;
+        let Beginning { held, tree, position, next, roster, belief, reads } =
+            beginning(start, &mut info, size).await?;
         let Seat { session, journal, coherent, left } = match proven.is_some() || reads {
             true => Seat::default(),
             false => Seat::take(start, info.id).await?,
         };
-        // The records from there on change the roster once more, in order.
-        let roster = before;
         let ground = Ground { tree, position, next, roster, belief, session, journal, coherent };
         let (volume, stale_receiver) = assemble(start, &info, held, ground)?;
         match &proven {
@@ -231,12 +220,12 @@ impl Volume {
 
 /// Who this key is in the volume, and the secrets that it holds.
 pub(super) struct Held {
-    actor: Label,
+    pub actor: Label,
     origin: Origin,
-    ring: KeyRing,
+    pub ring: KeyRing,
     coming: Option<KeyRing>,
-    keys: TreeKeys,
-    nodes: Arc<NodeCache>,
+    pub keys: TreeKeys,
+    pub nodes: Arc<NodeCache>,
 }
 
 impl Held {
@@ -394,83 +383,8 @@ pub(super) async fn find_volume(start: &Start) -> Opening<VolumeInfo> {
     })
 }
 
-fn other_answer() -> OpenError {
+pub(super) fn other_answer() -> OpenError {
     OpenError::Ledger("a peer answered another question than was asked".to_owned())
-}
-
-/// Where a view begins: after its newest root, or with the record that made the volume.
-fn applied_at_start(info: &VolumeInfo) -> Position {
-    info.root.as_ref().map_or(info.made, |root| Position(root.position.0 + 1))
-}
-
-/// The newest root's tree and the position it stands for; a young volume has none, and begins
-/// empty before the record that made it.
-async fn newest_tree(start: &Start, info: &VolumeInfo, held: &Held) -> Opening<(Tree, Position)> {
-    match &info.root {
-        Some(root) => {
-            let node = root_node(start, root, held).await?;
-            Ok((Tree::new(node, held.nodes.clone()), root.position))
-        }
-        None => Ok((held.empty_tree(), before(info.made))),
-    }
-}
-
-/// Where the map is empty: just before the record that made the volume.
-pub(super) fn before(made: Position) -> Position {
-    Position(made.0.saturating_sub(1))
-}
-
-/// A peer's word for the newest root counts only with the record that a member signed: otherwise
-/// an old root could be passed off as a newer one, and the commits between would be gone unseen. The record's leaf comes back, to be found in the verified log.
-async fn check_root(
-    start: &Start,
-    volume: VolumeId,
-    root: &RootInfo,
-    roster: &Roster,
-) -> Opening<LedgerHash> {
-    let follow = Follow { volume: Some(volume), from: root.record, max_bytes: 1, wait_ms: 0 };
-    let page = start
-        .network
-        .voter(start.options.deadline, |link| {
-            let follow = follow.clone();
-            async move { link.follow(follow).await }
-        })
-        .await?;
-    let bad = |why: &str| OpenError::Ledger(format!("record {}: {why}", root.record));
-    let entry = page.entries.first().filter(|entry| entry.position == root.record);
-    let entry = entry.ok_or_else(|| bad("the peer that named it as a root does not show it"))?;
-    let line = Line::parse(&entry.line).map_err(|error| bad(&error.to_string()))?;
-    let key = roster.key_of(line.p.actor).map_err(|error| bad(&error.to_string()))?;
-    let signed = seal::verify(&key, &line.message(&roster.origin()), &line.sig);
-    let named = match line.p.body() {
-        Ok(Body::Root(body)) => {
-            (body.volume, body.position, body.address, body.identity, body.key_epoch)
-                == (volume, root.position, root.address, root.identity, root.epoch)
-        }
-        _ => false,
-    };
-    match signed && named && line.i == root.record {
-        true => Ok(merkle::leaf(&entry.line)),
-        false => Err(bad("it is not the root that a peer said it is")),
-    }
-}
-
-async fn root_node(start: &Start, root: &RootInfo, held: &Held) -> Opening<NodeRef> {
-    let Held { ring, keys, nodes, .. } = held;
-    let failed = |why: String| OpenError::Root(why);
-    let opened = start.chunks.open(ring, root.address, start.options.deadline).await;
-    let plain = opened.map_err(|error| failed(error.to_string()))?;
-    let node = mictlan::meta::tree::Node::decode(plain.to_vec())
-        .map_err(|error| failed(error.to_string()))?;
-    let identity = node.identity(keys);
-    let no_key = || failed(format!("no key of epoch {} here", root.epoch));
-    let epoch = ring.epoch(root.epoch).ok_or_else(no_key)?;
-    if mictlan::hash::keyed(epoch.root_key(), &[&identity.0]) != root.identity {
-        return Err(failed("it is not the tree that its record names".to_owned()));
-    }
-    let named = NodeRef { identity, address: root.address };
-    nodes.insert(named, node);
-    Ok(named)
 }
 
 async fn open_session(start: &Start, volume: VolumeId) -> Opening<SessionId> {
