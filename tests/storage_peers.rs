@@ -140,32 +140,39 @@ fn a_member_that_asks_for_no_room_gets_no_more_than_a_peer_s_capacity() {
     let pid = d.home.start(&serve, "voting in");
     let run = tokio::runtime::Runtime::new().expect("a runtime");
     let peer = link(key_of(&alice), d, "peer-c");
-    let mut taken = Vec::new();
-    let refused = loop {
-        let chunk = bytes::Bytes::from(noise(taken.len() as u64, 1 << 20));
-        match run.block_on(peer.put(vec![chunk.clone()])) {
-            Ok(_) => taken.push(address(&chunk)),
-            Err(error) => break error,
-        }
-        assert!(taken.len() < 64, "it takes more than it has room for");
-    };
-    let full =
-        matches!(refused, LinkError::FailedHere { why: Trouble::Said(Failure::StoreFull), .. });
-    assert!(full && taken.len() > 50, "{} chunks, then: {refused}", taken.len());
+    let piece = |(seed, len)| bytes::Bytes::from(noise(seed, len));
+    let (mut taken, mut seeds) = (Vec::new(), 0..1_000);
+    for len in [1 << 20, 1 << 12, 100] {
+        let refused = loop {
+            let next = (seeds.next().expect("it takes more than it has room for"), len);
+            match run.block_on(peer.put(vec![piece(next)])) {
+                Ok(_) => taken.push(next),
+                Err(error) => break error,
+            }
+        };
+        let full =
+            matches!(refused, LinkError::FailedHere { why: Trouble::Said(Failure::StoreFull), .. });
+        assert!(full && taken.len() > 50, "{} chunks, then: {refused}", taken.len());
+    }
     let store = run.block_on(peer.status()).expect("an answer").store.expect("it stores");
     assert!(store.used_bytes <= store.capacity_bytes, "{store:?}");
     // The rest is its reserve, so that removing always works.
     assert_eq!((store.capacity_bytes, store.out_of_service), (CAPACITY - CAPACITY / 20, None));
     // What it took is there, and taken again it needs no room; what needs room has it elsewhere.
-    for (n, name) in taken.iter().enumerate() {
-        let chunk = bytes::Bytes::from(noise(n as u64, 1 << 20));
-        assert!(run.block_on(peer.get(*name)).expect("an answer") == Some(chunk.clone()));
+    for chunk in taken.into_iter().map(piece) {
+        let read = run.block_on(peer.get(address(&chunk)));
+        assert!(read.expect("an answer") == Some(chunk.clone()));
         assert_eq!(run.block_on(peer.put(vec![chunk])).expect("it is there").len(), 1);
     }
     let dir = mount(&alice);
     write_through(&dir.join("more"), &noise(99, 3 << 20)).expect("two of three are enough");
     assert!(fs::read(dir.join("more")).expect("readable") == noise(99, 3 << 20));
+    for n in 0..20 {
+        write_through(&dir.join(n.to_string()), b"within its commit").expect("on its peers");
+    }
     alice.unmount(&dir);
+    // It goes on as a voter, which has to keep what the ledger orders.
+    three.wait_level(&[0, 1, 2]);
     d.home.stop(pid, libc::SIGKILL);
 }
 

@@ -28,7 +28,7 @@ impl Chunks for Store {
             let failed = |e: crate::store::WriteError| ChunksError(e.to_string());
             let checked = chunks.into_iter().map(|c| Checked::new(hash::address(&c), c));
             let checked = checked.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-            Store::put(self, checked).await.map_err(failed)?;
+            Store::put_ordered(self, checked).await.map_err(failed)?;
             Ok(())
         })
     }

@@ -201,7 +201,7 @@ pub struct Stat {
     pub used: u64,
     /// All that it may ever use: the capacity, or less where the disk has less.
     pub space: u64,
-    /// The part of `space` that puts may not use.
+    /// The part of `space` that only the ledger's own chunks may use.
     pub reserve: u64,
     /// Why it takes no writes, if it does not.
     pub out_of_service: Option<WriteError>,
@@ -276,6 +276,21 @@ impl Store {
         chunks: Vec<Checked>,
         copies: Option<Copies>,
     ) -> Result<Vec<Receipt>, WriteError> {
+        self.put_as(chunks, copies, false).await
+    }
+
+    /// Stores what the ledger has ordered, if need be in the reserve: a voter that cannot keep it
+    /// has to end.
+    pub async fn put_ordered(&self, chunks: Vec<Checked>) -> Result<Vec<Receipt>, WriteError> {
+        self.put_as(chunks, None, true).await
+    }
+
+    async fn put_as(
+        &self,
+        chunks: Vec<Checked>,
+        copies: Option<Copies>,
+        ordered: bool,
+    ) -> Result<Vec<Receipt>, WriteError> {
         if chunks.len() > ADDRESSES_MAX {
             return Err(WriteError::TooMany { count: chunks.len() });
         }
@@ -284,7 +299,7 @@ impl Store {
         let share = bytes.min(WAITING_BYTES_MAX) as u32;
         let waiting = self.waiting.clone().acquire_many_owned(share).await;
         let _waiting = waiting.map_err(|_| WriteError::Closed)?;
-        self.ask(|reply| Request::Put { chunks, copies, reply }).await
+        self.ask(|reply| Request::Put { chunks, copies, ordered, reply }).await
     }
 
     /// Nothing is to be remembered of these any more.

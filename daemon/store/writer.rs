@@ -34,6 +34,8 @@ pub enum Request {
         chunks: Vec<Checked>,
         /// How many there shall be, where this store is to remember it.
         copies: Option<Copies>,
+        /// The ledger ordered it, so it may use the reserve.
+        ordered: bool,
         reply: Reply<Vec<Receipt>>,
     },
     /// The copies of these were found, or are not asked for any more.
@@ -284,7 +286,9 @@ impl<'a> Group<'a> {
 
     fn plan(&mut self, request: &Request) -> Result<Outcome, IndexError> {
         Ok(match request {
-            Request::Put { chunks, copies, .. } => Outcome::Put(self.put(chunks, *copies)?),
+            Request::Put { chunks, copies, ordered, .. } => {
+                Outcome::Put(self.put(chunks, *copies, *ordered)?)
+            }
             Request::Settled { chunks, .. } => {
                 chunks.iter().for_each(|chunk| self.changes.settle(*chunk));
                 Outcome::Settled
@@ -303,6 +307,7 @@ impl<'a> Group<'a> {
         &mut self,
         chunks: &[Checked],
         copies: Option<Copies>,
+        ordered: bool,
     ) -> Result<Result<Vec<Receipt>, WriteError>, IndexError> {
         let mut asked = 0;
         for chunk in chunks {
@@ -312,7 +317,8 @@ impl<'a> Group<'a> {
         }
         let Room { space, reserve } = self.room;
         let used = self.changes.totals.used;
-        if asked > 0 && used + asked > space - reserve {
+        let kept_back = if ordered { 0 } else { reserve };
+        if asked > 0 && used + asked > space - kept_back {
             return Ok(Err(WriteError::Full { asked, used, space, reserve }));
         }
         let mut receipts = Vec::with_capacity(chunks.len());
