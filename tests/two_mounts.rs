@@ -184,24 +184,24 @@ fn what_a_flush_had_taken_when_it_ran_out_of_time_is_taken_again() {
     let dir = alice.mount_with("mnt", &["-o", "deadline=9"]);
     let other = bob.mount("mnt");
     wait_until("both work on the volume", || alice.is_beside_others());
-    let [mut file, held, held_later] =
-        ["a", "b", "c"].map(|name| File::create(dir.join(name)).expect("made"));
+    let made = |name: &str| File::create(dir.join(name)).expect("made");
+    let (mut file, held) = (made("a"), made("held"));
+    let held_later: Vec<File> = (0..20).map(|n| made(&format!("later-{n}"))).collect();
     file.write_all(b"first, ").and_then(|()| file.sync_all()).expect("committed");
     let root = File::open(&dir).expect("it opens");
-    // Nobody answers. The change of `b` waits until its deadline and holds `b`; the flush has taken
-    // the bytes of `a` and waits for `b`, then for `c`, whose change goes on for longer.
+    // Nobody answers. A change waits until its deadline, and holds its file; the flush has taken the
+    // bytes of `a` and waits for the file that is held, then for those whose changes began after it.
     three.peers.iter().for_each(|peer| peer.hang());
     // From now on a look shows what is known here, and does not wait.
     assert_eq!(file.metadata().expect("its size").len(), 7);
     let held = waiting(move || held.set_len(10));
     file.write_all(b"second").expect("in memory");
     let flush = waiting(move || root.sync_all());
-    // Which begins well after the flush.
-    alice.run(&["status"]);
-    let held_later = waiting(move || held_later.set_len(10));
+    let held_later = held_later.into_iter().map(|held| waiting(move || held.set_len(10)));
+    let held_later: Vec<_> = held_later.collect();
     let refused = flush.join().expect("no panic").expect_err("nobody answers");
     assert_eq!(refused.raw_os_error(), Some(libc::ETIMEDOUT), "{refused}{}", alice.log());
-    for call in [held, held_later] {
+    for call in held_later.into_iter().chain([held]) {
         // They were only to be in the way, however they ended.
         let _ended = call.join().expect("no panic");
     }
