@@ -3,8 +3,8 @@
 
 use mictlan::id::TimeMs;
 use mictlan::ledger::record::time;
-use mictlan_tests::harness::Home;
-use mictlan_tests::three::Three;
+use mictlan_tests::harness::{Home, wait_until};
+use mictlan_tests::three::{Three, noise};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -23,13 +23,24 @@ fn with_a_clock(home: &Home) {
     assert!(compiler.status().expect("the compiler that cargo links with").success());
     set_clock(home, 0);
     home.set("MICTLAN_TEST_CLOCK", home.path().join("clock"));
+    home.set("MICTLAN_TEST_UPTIME", home.path().join("uptime"));
     home.set("LD_PRELOAD", library);
 }
 
 /// At once, the time of day is off by so many seconds.
 fn set_clock(home: &Home, seconds: i64) {
+    tell(home, "clock", seconds);
+}
+
+/// At once, so many seconds have passed: as when a machine has slept.
+fn let_pass(home: &Home, seconds: i64) {
+    tell(home, "uptime", seconds);
+    tell(home, "clock", seconds);
+}
+
+fn tell(home: &Home, which: &str, seconds: i64) {
     // In place and of one length: a look at the same moment sees the old time or the new one.
-    let file = home.path().join("clock");
+    let file = home.path().join(which);
     let file = File::options().create(true).truncate(false).write(true).open(file);
     let written = file.and_then(|mut file| write!(file, "{seconds:019}"));
     written.expect("written");
@@ -138,4 +149,45 @@ fn a_peer_whose_clock_is_a_day_off_holds_nobody_up_and_dates_no_record() {
     let status: serde_json::Value = serde_json::from_slice(&status).expect("one JSON object");
     let last = status["time"].as_str().expect("the time of the last record");
     assert!(last < late.as_str(), "a clock that was ahead dated a record: {last}");
+}
+
+/// A mount sleeps for most of a day, with chunks on their peers that no record names yet. They may
+/// be near their collection.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
+fn receipts_that_grew_old_are_refused_and_the_chunks_are_stamped_again() {
+    let mut three = Three::prepared(with_a_clock);
+    // Without the voters nothing is ordered, and there are peers enough for a chunk to be durable.
+    three.add_storage("d");
+    three.add_storage("e");
+    let (alice, bob) = (three.user("alice"), three.user("bob"));
+    with_a_clock(&alice);
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    let mut file = File::create(dir.join("file")).expect("made");
+    file.sync_all().expect("committed");
+    three.peers[..3].iter().for_each(|peer| peer.kill());
+    let bytes = noise(1, 2 << 20);
+    file.write_all(&bytes).expect("taken");
+    let late = || {
+        let refused = file.sync_all().expect_err("nobody orders it").raw_os_error();
+        assert_eq!(refused, Some(libc::ETIMEDOUT), "{}", alice.log());
+    };
+    late();
+    let stored = || three.peers[3..].iter().map(|peer| peer.stored_bytes()).sum::<u64>();
+    wait_until("the chunks are on their peers", || stored() >= 2 * bytes.len() as u64);
+    three.peers[..3].iter().for_each(|peer| let_pass(&peer.home, 7 * 3600));
+    let_pass(&alice, 7 * 3600);
+    // What was to be asked of the voters before has come to its end, and is asked with its age now.
+    let log = || fs::read_to_string(alice.path().join("home/state/mount.log")).expect("a log");
+    let tries = || log().matches("not committed yet").count();
+    let before = tries();
+    wait_until("it is tried again", || tries() > before);
+    three.peers[..3].iter().for_each(|peer| peer.serve_until("serving"));
+    wait_until("it is committed", || file.sync_all().is_ok());
+    let log = log();
+    assert!(log.contains("over 6 hours ago; stamp the chunks again"), "{log}");
+    drop(file);
+    alice.unmount(&dir);
+    let dir = bob.mount("mnt");
+    assert!(fs::read(dir.join("file")).expect("readable") == bytes, "{}", bob.log());
 }

@@ -405,6 +405,5 @@ fn mode(lease: &Lease) -> Mode {
 
 /// A clock that goes on while the machine sleeps.
 pub(super) fn moment() -> Moment {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Moment(time.tv_sec.unsigned_abs() * 1000 + time.tv_nsec.unsigned_abs() / 1_000_000)
+    Moment(crate::host::since_start().as_millis() as u64)
 }
