@@ -183,7 +183,7 @@ fn change(dir: &Path) {
     for n in 0..20 {
         set_attribute(&one(dir, "fill"), &format!("user.{n}"), &"x".repeat(60_000));
     }
-    let value = format!("0x{}", hex::encode(noise(1, 30_000)));
+    let value = format!("0x{}", hex::encode(noise(1, 60_000)));
     set_attribute(&one(dir, "fill"), "user.last", &value);
     append(&one(dir, "log2"), b"appended");
 }
@@ -206,10 +206,10 @@ fn what_an_heir_had_committed_when_it_was_killed_is_not_done_again() {
     change(&dir);
     alice.kill_daemon(&dir);
 
-    // Two peers take no chunk: those of `one` have the copy that they need, that of the last commit
-    // has one of two.
+    // Two peers have room for what is ordered, and not for the chunk of the last commit, which has
+    // one copy of two then.
     three.peers[0].serve_until("serving");
-    three.peers[1..].iter().for_each(|peer| peer.offer("1K"));
+    three.peers[1..].iter().for_each(|peer| peer.offer("50K"));
     let seen = bob.mount_with("seen", &["-o", "ro"]);
     mount_and_die(&alice, &dir, || one(&seen, "b").exists());
     bob.unmount(&seen);
