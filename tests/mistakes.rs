@@ -26,11 +26,21 @@ fn unknown_networks_volumes_and_paths_are_said() {
     refused(&home, &["ls", "other:main:/"], 3, &["no network \"other\"", "there are"]);
     home.ok(&["init"]);
     refused(&home, &["ls", "photos:/"], 7, &["no volume \"photos\"", "there are: main"]);
-    refused(&home, &["ls", "/nothing"], 10, &["/nothing: no such file or directory"]);
+    let nothing = ["/nothing: no such file or directory", "nothing was changed", "mictlan ls /"];
+    refused(&home, &["ls", "/nothing"], 10, &nothing);
+    refused(&home, &["get", "main:/a/b", "x"], 10, &["/a/b: no such file", "mictlan ls /a/"]);
     refused(&home, &["ls", "/ledger/x"], 2, &["reserved"]);
     refused(&home, &["rm", "/"], 2, &["the root of a volume stays"]);
     let file = home.path().join("missing");
-    refused(&home, &["put", text(&file), "/"], 1, &["missing", "No such file"]);
+    let next =
+        format!("nothing was put; what is put is a file or directory of this machine: ls {}", {
+            home.path().display()
+        });
+    refused(&home, &["put", text(&file), "/"], 1, &["missing: No such file", &next]);
+    fs::write(&file, b"there now").expect("written");
+    refused(&home, &["put", text(&file), "/no/"], 10, &["/no: no such file or directory"]);
+    home.ok(&["put", text(&file), "/no"]);
+    refused(&home, &["put", text(&file), "/no/"], 10, &["/no: not a directory"]);
     refused(&home, &["init"], 1, &["configured already", "mictlan init NAME"]);
 }
 

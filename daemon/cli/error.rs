@@ -72,7 +72,10 @@ pub enum CliError {
          mictlan umount DIR"
     )]
     InUse { network: String },
-    #[error("a network {0:?} is configured already; choose another name: mictlan init NAME")]
+    #[error(
+        "a network {0:?} is configured already; nothing was done; choose another name: mictlan \
+         init NAME"
+    )]
     NetworkExists(String),
     #[error("no key is configured; choose one: -o key=NAME, or make one: mictlan key new NAME")]
     NoKey,
@@ -121,7 +124,8 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// What to type where this user may not read or write mictlan's own files.
+    /// What to type where this user may not read or write mictlan's own files, or named what is not
+    /// in a volume.
     pub fn next(&self) -> Option<String> {
         use crate::config::ConfigError;
         use crate::identity::keyfile::KeyError;
@@ -129,6 +133,11 @@ impl CliError {
             CliError::Disk(error)
             | CliError::Config(ConfigError::Disk(error))
             | CliError::Key(KeyError::Disk(error)) => error,
+            CliError::Left { cause, .. } => return cause.next(),
+            CliError::Volume { path, error: FsError::NotFound } => {
+                let (dir, _) = path.trim_end_matches('/').rsplit_once('/')?;
+                return Some(format!("what is there: mictlan ls {dir}/"));
+            }
             _ => return None,
         };
         let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];

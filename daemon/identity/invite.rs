@@ -29,7 +29,9 @@ const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InviteError {
-    #[error("this is not an invite code; it begins with `{PREFIX}`")]
+    #[error(
+        "this is not an invite code; it begins with `{PREFIX}`: copy all that mictlan invite said"
+    )]
     NotACode,
     #[error("the invite code has a letter that none has: {0:?}")]
     Letter(char),

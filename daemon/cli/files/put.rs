@@ -90,7 +90,14 @@ fn check(sources: &[PathBuf], from_pipe: bool, place: &Place) -> Result<(), CliE
         return usage(no_name(place));
     }
     for source in sources.iter().filter(|_| !from_pipe) {
-        source.symlink_metadata().map_err(|why| CliError::Io(source.clone(), why))?;
+        source.symlink_metadata().map_err(|why| {
+            let dir = source.parent().filter(|dir| dir.is_dir()).unwrap_or(Path::new("."));
+            let left = format!(
+                "nothing was put; what is put is a file or directory of this machine: ls {}",
+                dir.display()
+            );
+            CliError::Left { cause: Box::new(CliError::Io(source.clone(), why)), left }
+        })?;
     }
     Ok(())
 }
@@ -193,7 +200,8 @@ impl Put<'_> {
         let dir = way.last().filter(is_dir).map(|last| last.ino);
         if dir.is_none() && (place.is_dir || sources.len() > 1) {
             let path = place.to_string();
-            return Err(CliError::Volume { path, error: FsError::NotDir });
+            let error = if is_there { FsError::NotDir } else { FsError::NotFound };
+            return Err(CliError::Volume { path, error });
         }
         let mut steps = Vec::new();
         for source in sources {

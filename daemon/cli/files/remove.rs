@@ -31,7 +31,9 @@ pub struct RmArgs {
 pub fn rm(args: RmArgs) -> Result<ExitCode, CliError> {
     let place = Place::parse(&args.path)?;
     if place.path.is_empty() {
-        return Err(CliError::Usage("the root of a volume stays; name what is in it".to_owned()));
+        return Err(CliError::Usage(
+            "the root of a volume stays, and nothing was removed; name what is in it".to_owned(),
+        ));
     }
     runtime()?.block_on(async {
         let open = Open::volume(&place, &args.who, false).await?;
