@@ -2,6 +2,7 @@
 //! and nothing lost.
 
 use mictlan_tests::harness::{Home, alive, wait_until};
+use mictlan_tests::three::{Three, addresses};
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -122,7 +123,7 @@ fn status_says_what_works_and_what_to_type_next() {
     refused(&home, &["status"], 3, &["mictlan init", "mictlan join CODE"]);
     home.ok(&["init"]);
     let said = home.ok(&["status"]);
-    for part in ["home: works", "1 of 1 answer", "[few-peers]", "next: mictlan invite"] {
+    for part in ["home: works", "1 of 1 answer", "[few-peers]", "next: mictlan serve --listen"] {
         assert!(said.contains(part), "no {part:?}: {said}");
     }
     assert!(home.ok(&["peer", "ls", "--json"]).contains("\"answers\": true"));
@@ -137,6 +138,61 @@ fn status_says_what_works_and_what_to_type_next() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("[journal-waits]"), "{said}");
     assert_eq!(output.status.code(), Some(12), "{said}");
+}
+
+#[test]
+fn what_is_said_of_a_network_inside_a_mount_makes_it_one_that_others_can_join() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    fs::write(dir.join("kept"), b"kept").expect("written");
+    let address = addresses(1).remove(0);
+    let (before, after) =
+        (format!("mictlan umount {}", text(&dir)), format!("mictlan mount {}", text(&dir)));
+    let parts = [&before, "mictlan serve --listen ADDRESS:4510 &", &after];
+    refused(&home, &["invite"], 2, &parts);
+    refused(&home, &["serve", "--listen", &address], 8, &parts);
+    let said = home.ok(&["status"]);
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    // As it says.
+    home.unmount(&dir);
+    home.start(&["serve", "--listen", &address], "serving");
+    home.mount("mnt");
+    assert_eq!(fs::read(dir.join("kept")).expect("readable"), b"kept");
+    let said = home.ok(&["status"]);
+    let next = "next: mictlan invite, and on another machine: mictlan join CODE --listen";
+    assert!(said.contains(next), "{said}");
+    let (code, second, listen) = (home.ok(&["invite"]), Home::new(), addresses(1).remove(0));
+    second.ok(&["join", code.trim(), "--listen", &listen, "--name", "second"]);
+    second.start(&["serve"], "voting in");
+}
+
+#[test]
+fn a_machine_that_is_only_a_peer_says_so_and_checks_the_ledger() {
+    let three = Three::start();
+    let peer = &three.peers[1].home;
+    let file = peer.path().join("file");
+    fs::write(&file, b"x").expect("written");
+    for arguments in [
+        &["ls", "/"][..],
+        &["put", text(&file), "/"],
+        &["ledger", "append", "--topic", "t", "1"],
+        &["verify", "--replay"],
+        &["member", "ls"],
+        &["invite"],
+    ] {
+        let words = ["is a peer of net", "the only key here is the peer's", "join CODE --name"];
+        refused(peer, arguments, 4, &words);
+    }
+    assert!(peer.ok(&["ledger", "verify"]).starts_with("good: "));
+    assert!(peer.ok(&["verify"]).starts_with("good: "));
+    let list = peer.run(&["peer", "ls", "--json"]).stdout;
+    let list: serde_json::Value = serde_json::from_slice(&list).expect("JSON");
+    assert_eq!(list.as_array().map(Vec::len), Some(3), "{list}");
+    // What it says to type.
+    let code = three.invite(&["--role", "writer"]);
+    peer.ok(&["join", &code, "--name", "eve"]);
+    peer.ok(&["put", text(&file), "/"]);
+    assert_eq!(peer.ok(&["ls", "/"]), "file\n");
 }
 
 #[test]

@@ -40,7 +40,10 @@ pub fn run(verb: LedgerVerb) -> Result<ExitCode, CliError> {
     };
     let network = network.as_deref().map(label).transpose()?;
     runtime()?.block_on(async {
-        let connected = connect::connect(network.as_ref(), None).await?;
+        let connected = match &verb {
+            LedgerVerb::Verify { .. } => connect::connect_to_look(network.as_ref(), None).await?,
+            LedgerVerb::Append { .. } => connect::connect(network.as_ref(), None).await?,
+        };
         let done = on(&connected, &verb).await;
         connected.close().await;
         done

@@ -65,6 +65,23 @@ pub fn load_key(paths: &Paths, name: &Label) -> Result<Principal, CliError> {
 /// Connects to the network `name`, or to the configured one; without any, a network of one peer is
 /// made in this user's data directory.
 pub async fn connect(name: Option<&Label>, key: Option<&Label>) -> Result<Connected, CliError> {
+    connect_with(name, key, false).await
+}
+
+/// The same for what no secret is needed for and nobody signs: where nobody but a peer lives, it
+/// looks for itself.
+pub async fn connect_to_look(
+    name: Option<&Label>,
+    key: Option<&Label>,
+) -> Result<Connected, CliError> {
+    connect_with(name, key, true).await
+}
+
+async fn connect_with(
+    name: Option<&Label>,
+    key: Option<&Label>,
+    looks: bool,
+) -> Result<Connected, CliError> {
     let paths = Paths::of_process()?;
     let mut config = Config::load(&paths.config_file())?;
     let mut begun = None;
@@ -82,7 +99,12 @@ pub async fn connect(name: Option<&Label>, key: Option<&Label>) -> Result<Connec
         let there = config.networks.keys().map(Label::to_string).collect::<Vec<_>>().join(", ");
         CliError::UnknownNetwork { name: name.to_string(), there }
     })?;
-    let key = key.or(config.key.as_ref()).cloned().ok_or(CliError::NoKey)?;
+    let key = match (key.or(config.key.as_ref()), &configured.serve) {
+        (Some(key), _) => key.clone(),
+        (None, Some(serve)) if looks => serve.key.clone(),
+        (None, Some(_)) => return Err(CliError::OnlyPeer { network: name }),
+        (None, None) => return Err(CliError::NoKey),
+    };
     let principal = Arc::new(load_key(&paths, &key)?);
     connect_as(&paths, &name, &configured, principal, begun).await
 }

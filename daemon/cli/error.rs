@@ -3,6 +3,7 @@
 
 use super::shown::shown;
 use crate::network::CallError;
+use mictlan::id::Label;
 use mictlan::meta::error::FsError;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -77,8 +78,28 @@ pub enum CliError {
          init NAME"
     )]
     NetworkExists(String),
-    #[error("no key is configured; choose one: -o key=NAME, or make one: mictlan key new NAME")]
+    #[error(
+        "this machine's peer runs already, inside a mount or a verb that works ({holder}), and does \
+         not listen; nothing was changed; in this order: {next}"
+    )]
+    ServedInside { holder: String, next: String },
+    #[error(
+        "no key is configured; name one in the configuration (key = \"NAME\"; mictlan key ls), or \
+         come in by an invite: mictlan join CODE"
+    )]
     NoKey,
+    #[error(
+        "this machine is a peer of {network}, and the only key here is the peer's, which opens no \
+         volume and signs nobody's records; nothing was done. Here work: mictlan status, peer ls, \
+         df, verify, ledger verify. To work in a volume here as well: elsewhere mictlan invite \
+         --role writer, and here mictlan join CODE --name NAME"
+    )]
+    OnlyPeer { network: Label },
+    #[error(
+        "{path}: this key has no data secret of the volume (role auditor): it sees names and \
+         attributes, and no content; for that: mictlan invite --role reader"
+    )]
+    NoContent { path: String },
     #[error(
         "{0:?} is not a name: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
     )]
@@ -164,17 +185,20 @@ impl CliError {
             | CliError::Option(_)
             | CliError::BadName(_)
             | CliError::Metrics(_) => 2,
-            CliError::NoNetwork | CliError::UnknownNetwork { .. } | CliError::NoKey => 3,
-            CliError::Key(_) => 4,
+            CliError::NoNetwork | CliError::UnknownNetwork { .. } => 3,
+            CliError::Key(_) | CliError::NoKey | CliError::OnlyPeer { .. } => 4,
             CliError::Call(_) | CliError::Link(_) => 5,
             CliError::Mount(_)
             | CliError::NotMounted(_)
             | CliError::MountInUse { .. }
             | CliError::StillWritten { .. } => 6,
             CliError::Open(_) | CliError::Reader(_) => 7,
-            CliError::Here(_) | CliError::Held { .. } | CliError::InUse { .. } => 8,
+            CliError::Here(_)
+            | CliError::ServedInside { .. }
+            | CliError::Held { .. }
+            | CliError::InUse { .. } => 8,
             CliError::Join(_) | CliError::Invite(_) => 9,
-            CliError::Volume { .. } => 10,
+            CliError::Volume { .. } | CliError::NoContent { .. } => 10,
             CliError::NotCommitted(_) | CliError::NotAllCommitted(_) => 11,
             CliError::Orphaned { .. } => 3,
             // As shells say it of whom SIGINT ended.

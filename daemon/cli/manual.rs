@@ -12,7 +12,7 @@ const EXIT_CODES: [(u8, &str); 18] = [
     (1, "It failed; the text says what happened to the data. Of verify: something is wrong."),
     (2, "It was typed wrongly; nothing was done."),
     (3, "No such network is configured here, or its configuration is missing."),
-    (4, "The key is missing, unreadable or protected by another passphrase."),
+    (4, "The key is missing, only a peer's, unreadable or protected by another passphrase."),
     (5, "No peer answered, or a peer refused."),
     (6, "The directory cannot be mounted on, or the kernel refused the mount."),
     (7, "The volume cannot be opened: it does not exist, or this key has no access."),

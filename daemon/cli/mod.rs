@@ -3,6 +3,7 @@
 //! Owns: verbs, their arguments, what they print and their exit codes.
 
 mod admin;
+mod advice;
 mod announce;
 mod audit;
 pub mod background;

@@ -160,7 +160,7 @@ async fn answers(link: &Link) -> bool {
 }
 
 /// Who has the store, if that is what stands in the way.
-fn holder(error: &CliError) -> Option<String> {
+pub fn holder(error: &CliError) -> Option<String> {
     match error {
         CliError::Here(HereError::Store(store::OpenError::Dir(store::DirError::InUse {
             holder,

@@ -3,7 +3,7 @@
 use super::connect::{self, Connected, label};
 use super::error::CliError;
 use super::near::Near;
-use super::{log, runtime};
+use super::{advice, log, runtime};
 use crate::config::{Config, KnownPeer, Network as Configured, Paths, Serve};
 use crate::founding::Author;
 use crate::host;
@@ -37,13 +37,14 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
 pub struct InviteArgs {
-    /// storage (a peer), owner, writer or reader (of a volume)
+    /// storage (a peer); owner, writer, reader, or auditor (of a volume; an auditor gets the keys of
+    /// its names and attributes, and of no content)
     #[arg(long, default_value = "storage")]
     role: String,
     /// With storage: a peer that does not vote.
     #[arg(long)]
     no_vote: bool,
-    /// With owner, writer or reader: the volume.
+    /// With owner, writer, reader or auditor: the volume.
     #[arg(long, default_value = connect::DEFAULT_VOLUME)]
     volume: String,
     /// How long the code is good, in hours; at most ten years.
@@ -81,8 +82,10 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
         "owner" => Role::Owner,
         "writer" => Role::Writer,
         "reader" => Role::Reader,
+        "auditor" => Role::Auditor,
         other => {
-            let what = format!("--role is storage, owner, writer or reader, not {other:?}");
+            let what =
+                format!("--role is storage, owner, writer, reader or auditor, not {other:?}");
             return Err(CliError::Usage(what));
         }
     };
@@ -102,13 +105,7 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
     // The near one, which is known to answer; a newcomer is told of the others by it.
     let near = peers.iter().find(|known| !matches!(known.link, Link::Tls(_)));
     let reachable = near.filter(listens).or_else(|| peers.iter().find(listens));
-    let peer = reachable.ok_or_else(|| {
-        CliError::Usage(
-            "no peer of this network listens yet; start this machine's: mictlan serve --listen \
-             ADDRESS:4510"
-                .to_owned(),
-        )
-    })?;
+    let Some(peer) = reachable else { return Err(nobody_listens(connected).await) };
     // The ledger decides by its own time whether the invite is still good.
     let now = connected.network.ask_time(DEADLINE).await?;
     let until = TimeMs(now.0 + args.hours * 3_600_000);
@@ -142,6 +139,7 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
     if let Some(volume) = volume {
         // The volume's secrets wait for the newcomer, wrapped for the invite's key.
         let ring = super::members::ring(&connected, volume).await?;
+        let ring = if role == Role::Auditor { ring.without_data() } else { ring };
         let to = invite.principal().public().agreement;
         author.wrap(volume, &ring, &invite.actor(), to).await?;
     }
@@ -154,6 +152,22 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
     }
     connected.close().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to do before somebody can be invited.
+async fn nobody_listens(connected: Connected) -> CliError {
+    let Connected { paths, name, .. } = &connected;
+    let commands = Config::load(&paths.config_file()).ok().and_then(|config| {
+        let configured = config.networks.get(name)?;
+        advice::to_listen(paths, &config, name, configured)
+    });
+    let elsewhere = || "on a peer's machine: mictlan serve --listen ADDRESS:4510 &".to_owned();
+    let commands = commands.unwrap_or_else(elsewhere);
+    connected.close().await;
+    CliError::Usage(format!(
+        "no peer of this network listens for other machines yet, and nobody was invited; first: \
+         {commands}; then again: mictlan invite"
+    ))
 }
 
 pub fn join(args: JoinArgs) -> Result<ExitCode, CliError> {
@@ -219,7 +233,12 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
     config.networks.insert(network.clone(), configured);
     config.save(&paths.config_file())?;
     println!("joined {network} as {name}");
-    println!("next    {}", if storage { "mictlan serve" } else { "mictlan mount DIR" });
+    let next = match invite.role {
+        Role::Storage => "mictlan serve",
+        Role::Auditor => "mictlan verify --replay",
+        _ => "mictlan mount DIR",
+    };
+    println!("next    {next}");
     Ok(ExitCode::SUCCESS)
 }
 

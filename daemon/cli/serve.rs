@@ -2,7 +2,7 @@
 
 use super::connect::{self, label};
 use super::error::CliError;
-use super::{announce, log, runtime};
+use super::{advice, announce, log, near, runtime};
 use crate::config::{Config, PEER_PORT, Paths};
 use clap::Args;
 use mictlan::id::{Label, PeerId};
@@ -100,7 +100,10 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     let (serve, changed) = (serve.clone(), *serve != before);
     let configured = configured.clone();
-    let here = connect::start_here(&paths, &name, &configured, &serve, false).await?;
+    let here = match connect::start_here(&paths, &name, &configured, &serve, false).await {
+        Ok(here) => here,
+        Err(error) => return Err(inside_a_mount(error, &paths, &name)),
+    };
     if changed {
         config.save(&file)?;
     }
@@ -136,6 +139,20 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     here.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the peer does not listen yet, it is a mount that has the store, and nobody knows it as a
+/// peer.
+fn inside_a_mount(error: CliError, paths: &Paths, name: &Label) -> CliError {
+    let config = Config::load(&paths.config_file()).ok();
+    let next = config.and_then(|config| {
+        let configured = config.networks.get(name)?;
+        advice::to_listen(paths, &config, name, configured)
+    });
+    match (near::holder(&error), next) {
+        (Some(holder), Some(next)) => CliError::ServedInside { holder, next },
+        _ => error,
+    }
 }
 
 /// Whoever started it may have stopped listening by now; that ends no peer.

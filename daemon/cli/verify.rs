@@ -69,7 +69,10 @@ pub fn verify(args: VerifyArgs) -> Result<ExitCode, CliError> {
     let (network, volume) = mount::volume_of(args.what.as_deref())?;
     let key = args.key.as_deref().map(label).transpose()?;
     runtime()?.block_on(async {
-        let connected = connect::connect(network.as_ref(), key.as_ref()).await?;
+        let connected = match args.replay {
+            true => connect::connect(network.as_ref(), key.as_ref()).await?,
+            false => connect::connect_to_look(network.as_ref(), key.as_ref()).await?,
+        };
         let done = on(&connected, &volume, &args).await;
         connected.close().await;
         done

@@ -26,12 +26,12 @@
 //! | `removed` | the key of a mount was removed from the volume |
 //! | `not-mounted` | the directory is no mount of mictlan |
 
-mod look;
+pub(super) mod look;
 mod print;
 
 use super::connect::label;
 use super::error::CliError;
-use super::{log, runtime};
+use super::{advice, log, runtime};
 use crate::config::{Config, Paths};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -54,7 +54,7 @@ pub struct StatusArgs {
 pub struct Which {
     #[arg(long)]
     network: Option<String>,
-    /// Print one JSON object.
+    /// Print JSON: one object, or a list of one for each peer or volume.
     #[arg(long)]
     json: bool,
 }
@@ -83,6 +83,9 @@ pub struct Report {
     pub mounts: Vec<MountLine>,
     pub journals: Vec<JournalLine>,
     pub problems: Vec<Problem>,
+    /// What lets this machine's peer listen, if it does not.
+    #[serde(skip)]
+    to_listen: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -207,6 +210,7 @@ fn report(which: &Which, dir: Option<PathBuf>) -> Result<Report, CliError> {
     })?;
     report.network = name.to_string();
     report.id = configured.id.to_string();
+    report.to_listen = advice::to_listen(&paths, &config, &name, configured);
     report.journals = look::journals(&paths);
     runtime()?.block_on(look::network(&mut report, &paths, &config, &name, configured))?;
     for mount in &report.mounts {
@@ -245,7 +249,7 @@ impl Report {
             found.push(Problem {
                 code: "few-peers",
                 what: format!("volume {name} wants {copies} copies and there are {homes} peers"),
-                next: "mictlan invite, and on another machine: mictlan join CODE".to_owned(),
+                next: self.one_more_peer(),
                 severe: false,
             });
         }
@@ -280,6 +284,15 @@ impl Report {
 }
 
 impl Report {
+    fn one_more_peer(&self) -> String {
+        let first = self.to_listen.as_ref().map(|commands| format!("{commands}, then "));
+        format!(
+            "{}mictlan invite, and on another machine: mictlan join CODE --listen ADDRESS:4510, \
+             mictlan serve &",
+            first.unwrap_or_default()
+        )
+    }
+
     /// Peers that let somebody else in, and not this key: they work, and none has to be started.
     fn refusal(&self) -> Option<Problem> {
         let who = self.peers.iter().filter(|peer| peer.refuses);
