@@ -2,7 +2,7 @@
 //! with its reason; what it wrote while it might waits until it may again.
 
 use mictlan_tests::harness::Home;
-use mictlan_tests::three::{Three, write_through};
+use mictlan_tests::three::{Three, noise, write_through};
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -83,4 +83,55 @@ fn what_a_writer_wrote_who_may_only_read_now_waits_until_he_may_again() {
     let dir = bob.mount("mnt");
     assert_eq!(fs::read(dir.join("late")).expect("nothing of it is lost"), b"late");
     assert!(problem(&bob, "journal-waits").is_none());
+}
+
+/// Every wrap of the volume's secrets: for whom, and whether those of content are inside.
+fn wraps(dir: &Path) -> Vec<(String, bool)> {
+    let records = fs::read_to_string(dir.join("ledger/records/000/000/000.ndjson"));
+    let records = records.expect("the ledger's records");
+    let records = records.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+    records
+        .filter(|record: &serde_json::Value| record["p"]["kind"] == "id.wrap")
+        .map(|record| {
+            let body = &record["p"]["body"];
+            let member = body["member"].as_str().expect("a name");
+            (member.to_owned(), body["data"].as_bool().expect("whether"))
+        })
+        .collect()
+}
+
+#[test]
+fn an_auditor_comes_in_by_an_invite_checks_everything_and_reads_no_content() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount("mnt");
+    write_through(&dir.join("small"), b"content").expect("written");
+    write_through(&dir.join("large"), &noise(1, 3 << 20)).expect("written");
+    alice.unmount(&dir);
+    let dave = Home::new();
+    let said = dave.ok(&["join", &three.invite(&["--role", "auditor"]), "--name", "dave"]);
+    assert!(said.contains("next    mictlan verify --replay"), "{said}");
+
+    let listed = dave.ok(&["ls", "-l", "/"]);
+    assert!(listed.contains("small") && listed.contains(&(3 << 20).to_string()), "{listed}");
+    let out = dave.empty("out");
+    for name in ["small", "large"] {
+        let got = dave.run(&["get", &format!("/{name}"), out.to_str().expect("text")]);
+        let said = String::from_utf8(got.stderr).expect("text");
+        assert_eq!(got.status.code(), Some(10), "{said}");
+        let words = [&format!("/{name}: "), "role auditor", "no content"];
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    }
+    assert_eq!(fs::read_dir(&out).expect("there").count(), 0, "nothing is left of it");
+    let good = |said: String| assert!(said.contains("good: ") && !said.contains("BAD"), "{said}");
+    good(dave.ok(&["ledger", "verify"]));
+    good(dave.ok(&["verify", "--replay"]));
+
+    let dir = dave.mount("mnt");
+    assert_eq!(fs::metadata(dir.join("large")).expect("seen").len(), 3 << 20);
+    assert_eq!(errno(fs::read(dir.join("small"))), Some(libc::EACCES));
+    let wraps = wraps(&dir);
+    let [.., invites, own] = &wraps[..] else { panic!("{wraps:?}") };
+    assert!(invites.0.starts_with("invite-") && own.0 == "dave", "{wraps:?}");
+    assert!(!invites.1 && !own.1, "content's secrets were wrapped for an auditor: {wraps:?}");
 }

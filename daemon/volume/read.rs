@@ -14,7 +14,7 @@ use mictlan::file::Extent;
 use mictlan::id::Ino;
 use mictlan::meta::error::{FsError, ReadError};
 use mictlan::meta::namespace::read;
-use mictlan::seal;
+use mictlan::seal::{self, OpenError};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -170,6 +170,10 @@ impl Volume {
 pub(super) fn not_read(error: &GetError) -> FsError {
     match error {
         GetError::NotInTime { .. } => FsError::TimedOut,
+        // The bytes are good, and not for an auditor's key.
+        GetError::NotOpened { error, .. } if matches!(**error, OpenError::NoDataSecret { .. }) => {
+            FsError::Denied
+        }
         GetError::NoGoodCopy { .. } | GetError::NotOpened { .. } => FsError::Io,
     }
 }

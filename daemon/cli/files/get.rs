@@ -290,7 +290,11 @@ impl<'a> Reading<'a> {
     async fn at(&self, offset: u64) -> Result<Bytes, CliError> {
         let volume = self.open.volume.clone();
         let read = volume.read(self.ino, self.handle, offset, BLOCK_BYTES as u32).await;
-        read.map_err(at(&self.from))
+        read.map_err(|error| match error {
+            // Who may read which file was settled at its open.
+            FsError::Denied => CliError::NoContent { path: self.from.clone() },
+            error => at(&self.from)(error),
+        })
     }
 
     async fn end(self) -> Result<(), CliError> {

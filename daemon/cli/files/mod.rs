@@ -135,7 +135,9 @@ impl Left<'_> {
         let left = match (&error, lost) {
             (_, Some(lost)) => lost.to_string(),
             (CliError::Interrupted, None) => self.interrupted.to_owned(),
-            (CliError::Volume { .. } | CliError::Io(..), None) => self.failed.to_owned(),
+            (CliError::Volume { .. } | CliError::NoContent { .. } | CliError::Io(..), None) => {
+                self.failed.to_owned()
+            }
             (_, None) => return error,
         };
         CliError::Left { cause: Box::new(error), left }
