@@ -57,7 +57,7 @@ pub async fn follow(applied: &Applied, wanted: Follow) -> Result<Page, FollowErr
     let max_bytes = wanted.max_bytes.min(PAGE_BYTES_MAX);
     let found = match applied.recent.page(wanted.from, max_bytes) {
         Some(records) => records,
-        None => old(applied, wanted.from).await?,
+        None => old(applied, wanted.from, max_bytes).await?,
     };
     let next = found.last().map_or(wanted.from, |k| Position(k.position.0 + 1));
     let concerns = |kept: &Kept| wanted.volume.is_none_or(|v| concerns(&kept.line, v));
@@ -66,14 +66,25 @@ pub async fn follow(applied: &Applied, wanted: Follow) -> Result<Page, FollowErr
     Ok(Page { records, next, head })
 }
 
-/// Records of one bundle, with the small chunks of theirs that this voter still has.
-async fn old(applied: &Applied, from: Position) -> Result<Vec<Kept>, FollowError> {
+/// Records of one bundle, with the small chunks of theirs that this voter still has; as many as it
+/// takes to have `max_bytes`.
+async fn old(
+    applied: &Applied,
+    from: Position,
+    max_bytes: usize,
+) -> Result<Vec<Kept>, FollowError> {
     let mut page = Vec::new();
+    let mut room = max_bytes;
     for (i, (line, tags)) in applied.files.page(from)?.into_iter().enumerate() {
         let position = Position(from.0 + i as u64);
         let (payload, inline) = inside(applied, &line).await;
         let tags = (!tags.is_empty()).then(|| Bytes::from(tags));
-        page.push(Kept { position, line: Bytes::from(line), tags, payload, inline });
+        let kept = Kept { position, line: Bytes::from(line), tags, payload, inline };
+        room = room.saturating_sub(kept.size_bytes());
+        page.push(kept);
+        if room == 0 {
+            break;
+        }
     }
     Ok(page)
 }

@@ -201,17 +201,39 @@ impl Volume {
             tracing::warn!(%error, "what others changed cannot be known now");
             FsError::TimedOut
         })?;
-        let applied = self.progress.borrow().applied;
-        if applied < position {
-            if let Ok(page) = self.page(applied, Duration::ZERO).await {
-                self.apply_page(page).await.map_err(|error| {
+        self.apply_until(position, deadline).await
+    }
+
+    /// Brings the view to `position`, page by page; each has until `deadline`, or as long as all
+    /// together were given, from where the one before was applied. A volume that is just coming up
+    /// has nobody else who would fetch them.
+    async fn apply_until(&self, position: Position, deadline: Instant) -> Result<(), FsError> {
+        let mut by = deadline;
+        loop {
+            let applied = self.progress.borrow().applied;
+            if applied >= position {
+                return Ok(());
+            }
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!(%applied, %position, "the log could not be read up to here in time");
+                return Err(FsError::TimedOut);
+            }
+            match tokio::time::timeout(left, self.page(applied, WAIT.min(left))).await {
+                Ok(Ok(page)) => self.apply_page(page).await.map_err(|error| {
                     tracing::error!(%error, "the volume stands still before this record");
                     FsError::Io
-                })?;
+                })?,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the next page of the log cannot be had now");
+                    tokio::time::sleep(PAUSE.min(left)).await;
+                }
+                Err(_) => {}
             }
-            self.wait_until_applied(position).await?;
+            if self.progress.borrow().applied > applied {
+                by = by.max(Instant::now() + self.options.deadline);
+            }
         }
-        Ok(())
     }
 
     /// Records up to `at` change nothing here.
