@@ -31,6 +31,13 @@ fn unknown_networks_volumes_and_paths_are_said() {
     refused(&home, &["ls", "/nothing"], 10, &nothing);
     refused(&home, &["get", "main:/a/b", "x"], 10, &["/a/b: no such file", "mictlan ls /a/"]);
     refused(&home, &["ls", "/ledger/x"], 2, &["reserved"]);
+    for name in ["ledger", ".at"] {
+        let source = home.path().join(name);
+        fs::create_dir(&source).expect("made");
+        let says = [format!("/{name}: this name is reserved")];
+        refused(&home, &["put", text(&source), "/"], 2, &[&says[0]]);
+        refused(&home, &["put", text(&source), &format!("/{name}")], 2, &[&says[0]]);
+    }
     refused(&home, &["rm", "/"], 2, &["the root of a volume stays"]);
     let file = home.path().join("missing");
     let next =

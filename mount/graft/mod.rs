@@ -1,6 +1,6 @@
 //! A read-only tree under one name at the root of a filesystem: `/ledger` in a mount.
 //!
-//! Owns: the reserved name, the inode numbers with bit 63 set, and what the kernel holds of them.
+//! Owns: the reserved names, the inode numbers with bit 63 set, and what the kernel holds of them.
 //! Never: knows what the tree shows, or touches a question about any other inode.
 //! Invariant: nothing below the name, and not the name itself, can be written: EROFS.
 //!
@@ -26,6 +26,11 @@ use crate::vfs::Attr;
 
 /// The name at the root.
 pub const NAME: &[u8] = b"ledger";
+/// The name at the root that past states will be shown under. Nothing is there yet, so what a
+/// volume already has under it is the volume's, and can go; nothing new comes there.
+const PAST: &[u8] = b".at";
+/// What nobody can make at the root.
+pub const RESERVED: [&[u8]; 2] = [NAME, PAST];
 /// Numbers from here on are the tree's; the first one is its root.
 const FIRST: u64 = 1 << 63;
 /// The cookie of the name in the root's listing. A volume's cookies are hashes of 62 bits, so this
@@ -138,6 +143,11 @@ impl<V: Vfs, L: Tree> Graft<V, L> {
     /// Changing this name is changing the tree, or standing in its place.
     fn is_ours(&self, dir: Ino, name: &Name) -> bool {
         is_grafted(dir) || self.is_name(dir, name)
+    }
+
+    /// Nothing can come to stand at this name.
+    fn is_reserved(&self, dir: Ino, name: &Name) -> bool {
+        self.is_ours(dir, name) || (dir == Ino::ROOT && RESERVED.contains(&name.as_bytes()))
     }
 
     fn held(&self) -> MutexGuard<'_, Held<L::Node>> {

@@ -182,14 +182,14 @@ impl<V: Vfs, L: Tree> Vfs for Graft<V, L> {
     }
 
     async fn make(self: Arc<Self>, who: Caller, dir: Ino, name: Name, make: Make) -> Answer<Found> {
-        if self.is_ours(dir, &name) {
+        if self.is_reserved(dir, &name) {
             return Err(FsError::ReadOnly);
         }
         self.inner.clone().make(who, dir, name, make).await
     }
 
     async fn create(self: Arc<Self>, who: Caller, dir: Ino, name: Name, make: Make, how: OpenHow, exclusive: bool) -> Answer<(Attr, Duration, Opened)> {
-        if self.is_ours(dir, &name) {
+        if self.is_reserved(dir, &name) {
             return Err(FsError::ReadOnly);
         }
         self.inner.clone().create(who, dir, name, make, how, exclusive).await
@@ -210,14 +210,15 @@ impl<V: Vfs, L: Tree> Vfs for Graft<V, L> {
     }
 
     async fn rename(self: Arc<Self>, who: Caller, from: (Ino, Name), to: (Ino, Name), how: RenameHow) -> Answer<()> {
-        if self.is_ours(from.0, &from.1) || self.is_ours(to.0, &to.1) {
+        let swapped = how == RenameHow::Exchange && self.is_reserved(from.0, &from.1);
+        if self.is_ours(from.0, &from.1) || swapped || self.is_reserved(to.0, &to.1) {
             return Err(FsError::ReadOnly);
         }
         self.inner.clone().rename(who, from, to, how).await
     }
 
     async fn link(self: Arc<Self>, who: Caller, ino: Ino, dir: Ino, name: Name) -> Answer<Found> {
-        if self.is_ours(dir, &name) {
+        if self.is_reserved(dir, &name) {
             return Err(FsError::ReadOnly);
         }
         if is_grafted(ino) {

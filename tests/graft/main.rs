@@ -151,6 +151,37 @@ async fn nothing_in_it_and_not_its_name_can_be_written() {
 }
 
 #[tokio::test]
+async fn nothing_comes_to_the_name_of_past_states_and_what_is_there_can_go() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for mount in [sample(), Mount::in_dir(vec![Peer::honest(&Log::sample())], dir, true)] {
+        let g = || mount.graft.clone();
+        let refused = Some(FsError::ReadOnly);
+        let at = || (Ino::ROOT, name(".at"));
+        let how = OpenHow { write: true, ..OpenHow::default() };
+        assert_eq!(mount.stat(".at").await.err(), Some(FsError::NotFound));
+        assert_eq!(g().make(WHO, Ino::ROOT, name(".at"), directory()).await.err(), refused);
+        let created = g().create(WHO, Ino::ROOT, name(".at"), directory(), how, false).await;
+        assert_eq!(created.err(), refused);
+        assert_eq!(g().link(WHO, Ino(7), Ino::ROOT, name(".at")).await.err(), refused);
+        let other = || (Ino::ROOT, name("b"));
+        for how in [RenameHow::Replace, RenameHow::NoReplace, RenameHow::Exchange] {
+            assert_eq!(g().rename(WHO, other(), at(), how).await.err(), refused);
+        }
+        assert_eq!(g().rename(WHO, at(), other(), RenameHow::Exchange).await.err(), refused);
+        assert!(g().make(WHO, Ino(9), name(".at"), directory()).await.is_ok(), "elsewhere");
+        // As a program made it that knew nothing of the name.
+        let volume = mount.graft.inner().clone();
+        volume.make(WHO, Ino::ROOT, name(".at"), directory()).await.expect("made");
+        assert!(mount.stat(".at").await.is_ok());
+        assert!(names(&mount.list(Ino::ROOT, 10, true).await).contains(&".at".to_owned()));
+        for how in [RenameHow::Replace, RenameHow::NoReplace] {
+            assert_eq!(g().rename(WHO, at(), other(), how).await, Ok(()));
+        }
+        assert_eq!(g().unlink(WHO, Ino::ROOT, name(".at")).await, Ok(()));
+    }
+}
+
+#[tokio::test]
 async fn everything_else_is_the_volumes() {
     let mount = sample();
     let g = || mount.graft.clone();

@@ -7,12 +7,17 @@ use crate::cli::connect::{DEFAULT_VOLUME, label};
 use crate::cli::error::CliError;
 use crate::cli::shown::shown;
 use mictlan::id::{Label, Name};
+use mictlan_mount::graft::RESERVED;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
-/// Names at the root that a mount answers itself.
-const RESERVED: [&[u8]; 2] = [b"ledger", b".at"];
+pub const WHY_RESERVED: &str = "this name is reserved for what a mount shows there";
+
+/// Whether a name at the root of a volume is one that a mount answers itself.
+pub fn is_reserved(name: &Name) -> bool {
+    RESERVED.contains(&name.as_bytes())
+}
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Place {
@@ -50,8 +55,8 @@ impl Place {
         for part in path.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b".")) {
             names.push(Name::parse(part).map_err(|error| wrong(&error.to_string()))?);
         }
-        if names.first().is_some_and(|name| RESERVED.contains(&name.as_bytes())) {
-            return Err(wrong("this name is reserved for what a mount shows there"));
+        if names.first().is_some_and(is_reserved) {
+            return Err(wrong(WHY_RESERVED));
         }
         let is_dir = names.is_empty() || path.ends_with(b"/");
         Ok(Self { network, volume, path: names, is_dir })

@@ -5,7 +5,7 @@
 //! another name beside it and renamed when all its bytes are there.
 
 use super::pipe::{self, is_pipe};
-use super::place::Place;
+use super::place::{self, Place};
 use super::progress::Progress;
 use super::{BLOCK_BYTES, Copied, Interrupt, Left, Open, Who, at, below, itself};
 use crate::cli::error::CliError;
@@ -209,6 +209,9 @@ impl Put<'_> {
                 (Some(dir), _) => {
                     let name = own_name(source)?;
                     let to = below(&place.to_string(), name.as_bytes());
+                    if dir == Ino::ROOT && place::is_reserved(&name) {
+                        return Err(CliError::Usage(format!("{to}: {}", place::WHY_RESERVED)));
+                    }
                     Step { from: source.clone(), dir, name, to }
                 }
                 (None, Some((parent, name))) => {
