@@ -38,6 +38,14 @@ async fn only_volume(network: &Network) -> VolumeInfo {
     volumes.pop().expect("there is one")
 }
 
+/// The key that a home is configured with.
+pub fn key(home: &Home) -> Principal {
+    let paths = Paths::below(&home.path().join("home"));
+    let config = Config::load(&paths.config_file()).expect("a configuration");
+    let key = config.key.as_ref().expect("a key");
+    connect::load_key(&paths, key).expect("a key file")
+}
+
 /// A member at the voters' door, with the keys that its home is configured with.
 struct Member {
     network: Network,
@@ -52,8 +60,7 @@ impl Member {
         let paths = Paths::below(&home.path().join("home"));
         let config = Config::load(&paths.config_file()).expect("a configuration");
         let (name, configured) = config.networks.iter().next().expect("a network");
-        let key = config.key.as_ref().expect("a key");
-        let principal = Arc::new(connect::load_key(&paths, key).expect("a key file"));
+        let principal = Arc::new(key(home));
         let transport = Transport::new(principal.clone()).expect("a transport");
         let seeds = here::seeds(configured).into_iter();
         let links: Vec<_> =

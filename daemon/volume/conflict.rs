@@ -5,9 +5,9 @@
 //! The order, and what a crash leaves at each step:
 //! 1. what the other session did is applied here;
 //! 2. what was refused, and all after it, is taken out of the view and of the batches;
-//! 3. each of it that was acknowledged is planned again, into the journal and the view (crash: the
-//!    journal has some operations twice, and a replay does them twice; none is missing);
-//! 4. the journal notes that the old ones are void.
+//! 3. each of it that was acknowledged is planned again, into the journal and the view, with the
+//!    number that it had (crash: the first plans count, and not those that name one of them);
+//! 4. the journal notes that the first are void (crash: the second count).
 //!
 //! Invariant: an operation that somebody waits for is given back to him; one that was acknowledged
 //! is placed again, or, where it is refused now, kept as `recover` keeps it. Until that is done
@@ -16,7 +16,7 @@
 
 use super::Volume;
 use super::epoch::Moved;
-use super::journal::{Entry, Seq};
+use super::journal::{Entry, Origin, Seq};
 use super::local::{Tried, Under, journal_failed};
 use super::state::{Core, Mode, Placed};
 use crate::chunks::{Charges, Put};
@@ -37,7 +37,7 @@ pub struct Replan {
     /// Of an epoch that is over: what became of each chunk so far.
     moved: Option<Moved>,
     /// The oldest entry of the journal that they need.
-    floor: Seq,
+    pub floor: Seq,
 }
 
 impl Volume {
@@ -140,7 +140,8 @@ impl Volume {
     }
 
     async fn place_second(&self, placed: Placed) -> Result<(), FsError> {
-        let Placed { now, holds, op, .. } = placed;
+        let Placed { seq, now, holds, op, .. } = placed;
+        let holds = holds.again_for(Origin { session: self.core().session.id, seq });
         loop {
             let tried = {
                 let mut core = self.core();

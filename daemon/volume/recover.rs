@@ -21,8 +21,10 @@
 
 mod choose;
 pub(super) mod keep;
+mod plans;
 
 use self::choose::{Again, Known, choose, chunks_of, done, only_on_peers};
+use self::plans::counting;
 use super::Volume;
 use super::data::STREAM_BYTES;
 use super::epoch::Moved;
@@ -101,7 +103,7 @@ impl Volume {
         Ok(refused.is_none())
     }
 
-    async fn end_left(&self, left: Left) -> Result<Taken, OpenError> {
+    async fn end_left(&self, mut left: Left) -> Result<Taken, OpenError> {
         let session = left.about.session;
         if left.unread_bytes > 0 {
             tracing::warn!(%session, bytes = left.unread_bytes,
@@ -112,6 +114,7 @@ impl Volume {
             left.remove()?;
             return Ok(Taken::Empty);
         }
+        left.entries = counting(left.entries, session);
         // First, because it can fail: then nobody was named as an heir in vain.
         let durable = self.durable_of(&left).await?;
         match self.fence(session).await? {
@@ -313,7 +316,7 @@ impl Volume {
             Again::Data { ino, place, mtime, kill_priv, bytes } => {
                 let there = self.is_there(ino).await?;
                 let taking =
-                    if there { ino } else { self.file_for_bytes(ino, mtime, under).await? };
+                    if there { ino } else { self.file_for_bytes(ino, mtime, None, under).await? };
                 let charge = timeout(self.options.deadline, self.budget.charge(bytes.len()));
                 let charge = charge.await.map_err(|_| FsError::TimedOut)?;
                 let file = self.core().file(taking);

@@ -13,8 +13,8 @@ use mictlan::meta::namespace::Op;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Seq(pub u64);
 
-/// An entry in the journal of an earlier session. One with bytes stands for all of its kind and of
-/// its inode before it, too.
+/// An entry in the journal of an earlier session: one with bytes stands for all of its kind and of
+/// its inode before it, too. Or an operation of the same session that was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Origin {
     pub session: SessionId,
@@ -49,8 +49,17 @@ pub struct Holds {
     /// For the sealed data of one inode: `Data` of that inode before this entry is in it, or
     /// `Appended` of it in an append.
     pub covers: Option<Seq>,
-    /// It was taken over: what this stands for is not to be done again once it is committed.
+    /// It was taken over: what this stands for is not to be done again once it is committed. Or it
+    /// was planned again: it counts from when the number that this names is noted as dropped.
     pub origin: Option<Origin>,
+}
+
+impl Holds {
+    /// Of the plan that takes the place of `first`. What was taken over is known by where from.
+    pub fn again_for(self, first: Origin) -> Self {
+        let taken_over = self.origin.filter(|origin| origin.session != first.session);
+        Self { origin: taken_over.or(Some(first)), ..self }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,7 +89,7 @@ const PROPOSED: u8 = 3;
 const DROPPED: u8 = 4;
 const APPENDED: u8 = 5;
 /// As `OP`, with an origin.
-const TAKEN_OVER: u8 = 6;
+const STANDS_FOR: u8 = 6;
 /// One write of the kernel, and then some.
 const DATA_BYTES_MAX: usize = 8 << 20;
 const OP_BYTES_MAX: usize = 1 << 20;
@@ -90,7 +99,7 @@ impl Entry {
         let mut out = Writer::new();
         match self {
             Entry::Op { now, base, holds: Holds { covers, origin }, op } => {
-                let kind = if origin.is_some() { TAKEN_OVER } else { OP };
+                let kind = if origin.is_some() { STANDS_FOR } else { OP };
                 stamp(out.u8(kind), *now).u64(base.0).u64(covers.map_or(0, |seq| seq.0));
                 if let Some(Origin { session, seq }) = origin {
                     out.u32(session.0).u64(seq.0);
@@ -133,7 +142,7 @@ impl Entry {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut input = Reader::new(bytes);
         let entry = match input.u8("kind of entry")? {
-            kind @ (OP | TAKEN_OVER) => {
+            kind @ (OP | STANDS_FOR) => {
                 let now = read_stamp(&mut input)?;
                 let base = Position(input.u64("base")?);
                 let covers = Some(Seq(input.u64("cover")?)).filter(|seq| seq.0 != 0);

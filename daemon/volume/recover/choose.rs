@@ -1,6 +1,6 @@
 //! Which entries of a journal are to be done again.
 //!
-//! Owns: the rule, over the entries as they were read.
+//! Owns: the rule, over the entries of which each operation counts once (`counting`).
 //! Never: asks the network or changes anything; `recover` does.
 //! Invariant: an entry that is in no accepted commit, of its session or of an heir, is done again,
 //! its bytes once, unless it was never acknowledged.
@@ -98,14 +98,9 @@ impl<'a> Progress<'a> {
 /// The entries that are to be done again: those that neither the session nor an heir committed, each
 /// byte once.
 pub(super) fn choose(entries: &[(Seq, Entry)], known: &Known) -> Vec<(Seq, Again)> {
-    let dropped = dropped(entries);
     // What was taken over is done again from where it was taken: that journal is there until all of
     // it is committed.
-    let stands = |(seq, entry): &&(Seq, Entry)| match entry {
-        Entry::Op { holds, .. } => !dropped(*seq) && holds.origin.is_none(),
-        _ => true,
-    };
-    let own: Vec<_> = entries.iter().filter(stands).collect();
+    let own: Vec<_> = entries.iter().filter(|(_, entry)| entry.origin().is_none()).collect();
     let progress = Progress::of(entries, &own, known);
     // An operation whose chunks never became durable was not acknowledged by `close`; what came
     // after it on the same inode was not either.
@@ -151,19 +146,13 @@ pub(super) fn choose(entries: &[(Seq, Entry)], known: &Known) -> Vec<(Seq, Again
     again
 }
 
-/// Whether an operation was refused, and stands elsewhere if it does at all.
-fn dropped(entries: &[(Seq, Entry)]) -> impl Fn(Seq) -> bool {
-    let gone: Vec<(Seq, Seq)> = entries.iter().filter_map(|(_, entry)| entry.dropped()).collect();
-    move |seq| gone.iter().any(|(from, until)| (*from..*until).contains(&seq))
-}
-
 /// What an heir's journal says that it committed of the journals that it took over.
 pub(super) fn done(
     entries: &[(Seq, Entry)],
     last: Option<(Attempt, u64)>,
 ) -> impl Iterator<Item = Origin> + '_ {
-    let (committed, dropped) = (committed_until(entries, last), dropped(entries));
-    let held = entries.iter().filter(move |(seq, _)| *seq < committed && !dropped(*seq));
+    let committed = committed_until(entries, last);
+    let held = entries.iter().filter(move |(seq, _)| *seq < committed);
     held.filter_map(|(_, entry)| entry.origin())
 }
 
@@ -241,6 +230,7 @@ pub(super) fn chunks_of(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plans::counting;
     use super::*;
     use mictlan::id::Position;
     use mictlan::meta::namespace::{Append, Write};
@@ -287,7 +277,7 @@ mod tests {
     }
 
     fn chosen(entries: &[Entry], known: &Known) -> String {
-        let again = choose(&numbered(entries), known);
+        let again = choose(&counting(numbered(entries), known.session), known);
         let letter =
             |(_, again): &(Seq, Again)| if matches!(again, Again::Op(..)) { 'o' } else { 'd' };
         again.iter().map(letter).collect()
@@ -368,7 +358,8 @@ mod tests {
         let entries = [with(append(1, None), 7), with(append(2, None), 8), proposed(1, 2)];
         let entries =
             [&entries[..], &[dropped, with(append(3, None), 9), append(4, None)]].concat();
-        let noted: Vec<_> = done(&numbered(&entries), Some((Attempt(1), 1))).collect();
+        let counted = counting(numbered(&entries), SessionId(4));
+        let noted: Vec<_> = done(&counted, Some((Attempt(1), 1))).collect();
         assert_eq!(noted, [origin(7).expect("one")], "one of three was accepted");
         let durable = (1..5).map(chunk).collect();
         let (last, done) = (Some((Attempt(1), 1)), HashSet::new());

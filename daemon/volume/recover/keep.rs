@@ -56,17 +56,18 @@ impl Volume {
         tracing::error!(operation = ?op, %error,
             "an operation was acknowledged and is refused now, because another mount changed the \
              same thing meanwhile");
-        if under == Under::Again && origin.is_none() {
+        let own = self.of_this_session(origin);
+        if under == Under::Again && own.is_some() {
             // The next fsync says it. To an earlier mount's programs nothing can be said any more.
             self.core().broken_promise = Some(FsError::Io);
         }
         let again = match op {
             Op::Write(write) if !write.extents.is_empty() => {
-                let ino = self.file_for_bytes(write.ino, now, under).await?;
+                let ino = self.file_for_bytes(write.ino, now, own, under).await?;
                 Op::Write(Write { ino, ..write })
             }
             Op::Append(append) => {
-                let ino = self.file_for_bytes(append.ino, now, under).await?;
+                let ino = self.file_for_bytes(append.ino, now, own, under).await?;
                 Op::Append(Append { ino, ..append })
             }
             Op::Write(_) | Op::Reap { .. } => return Ok(()),
@@ -110,7 +111,8 @@ impl Volume {
                 placed => return placed.map(|_| ()),
             }
         }
-        append.ino = self.recovered_file(b"operations", now, under).await?;
+        let own = self.of_this_session(origin);
+        append.ino = self.recovered_file(b"operations", now, own, under).await?;
         self.place(&Op::Append(append.clone()), now, holds, under).await?;
         self.kept().list = Some(append.ino);
         Ok(())
@@ -121,6 +123,7 @@ impl Volume {
         &self,
         lost: Ino,
         at: Stamp,
+        own: Option<Origin>,
         under: Under,
     ) -> Result<Ino, FsError> {
         let meant = self.kept().places.get(&lost).map(|place| place.name.as_bytes().into());
@@ -128,11 +131,23 @@ impl Volume {
             Some(name) => name,
             None => self.name_of(lost).await?.unwrap_or_else(|| numbered(lost).into_bytes().into()),
         };
-        self.recovered_file(&name, at, under).await
+        self.recovered_file(&name, at, own, under).await
+    }
+
+    /// What an operation that is planned again stands for, if it was this session's: all that is
+    /// made for it counts no sooner than it does. What was taken over is done with its bytes alone.
+    fn of_this_session(&self, origin: Option<Origin>) -> Option<Origin> {
+        origin.filter(|origin| origin.session == self.core().session.id)
     }
 
     /// The file `NAME.recovered-HOST-TIME` in the root, made if it is not there.
-    async fn recovered_file(&self, name: &[u8], at: Stamp, under: Under) -> Result<Ino, FsError> {
+    async fn recovered_file(
+        &self,
+        name: &[u8],
+        at: Stamp,
+        own: Option<Origin>,
+        under: Under,
+    ) -> Result<Ino, FsError> {
         let mut text = name.to_vec();
         text.truncate(150);
         text.extend_from_slice(format!(".recovered-{}-{}", host::machine(), at.secs).as_bytes());
@@ -155,7 +170,8 @@ impl Volume {
             rdev: 0,
             target: Box::default(),
         };
-        self.place(&Op::Make(make), local::now(), Holds::default(), under).await?;
+        let holds = Holds { origin: own, ..Holds::default() };
+        self.place(&Op::Make(make), local::now(), holds, under).await?;
         tracing::error!(?name, "what another mount left no place for is kept in this file");
         Ok(ino)
     }
