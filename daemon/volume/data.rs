@@ -225,7 +225,13 @@ impl Volume {
         loop {
             let conflicts = self.progress.borrow().conflicts;
             self.attempted_again().await?;
-            let last = self.core().queue.back().map(|batch| batch.until);
+            let last = {
+                let core = self.core();
+                if core.is_between_attempts() {
+                    continue; // what was refused a moment ago is in no batch now
+                }
+                core.queue.back().map(|batch| batch.until)
+            };
             let Some(until) = last else { return Ok(()) };
             self.commit_until(until).await?;
             // What was planned again after a conflict has other numbers.

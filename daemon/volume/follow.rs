@@ -6,7 +6,7 @@
 
 use super::file::OpenFile;
 use super::journal::Seq;
-use super::state::Mode;
+use super::state::{Core, Mode};
 use super::void::Void;
 use super::{Stale, Volume};
 use crate::link::Link;
@@ -378,14 +378,19 @@ impl Volume {
         let next = self.journal.as_ref().map(|journal| journal.next());
         let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
         let of_files = files.iter().filter_map(|file| file.data().floor()).min();
-        let of_batches = self.core().queue.iter().map(|batch| batch.floor).min();
+        let of_batches = {
+            let core = self.core();
+            let between = core.replan.iter().map(|replan| replan.floor);
+            core.queue.iter().map(|batch| batch.floor).chain(between).min()
+        };
         next.into_iter().chain(of_files).chain(of_batches).min()
     }
 
     /// Whether something acknowledged is in the journal alone.
     pub(super) fn has_uncommitted(&self) -> bool {
         let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
-        !self.core().queue.is_empty() || files.iter().any(|file| file.data().floor().is_some())
+        let waits = |core: &Core| !core.queue.is_empty() || core.is_between_attempts();
+        waits(&self.core()) || files.iter().any(|file| file.data().floor().is_some())
     }
 
     /// Gives back what the journal has kept beyond that.
