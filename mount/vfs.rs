@@ -71,6 +71,8 @@ impl Listed {
 pub struct Space {
     pub total_bytes: u64,
     pub free_bytes: u64,
+    /// What a program may write of it.
+    pub available_bytes: u64,
     pub inodes_used: u64,
     pub inodes_free: u64,
 }

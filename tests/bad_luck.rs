@@ -94,13 +94,15 @@ fn fallocate_fails(path: &Path, len: i64, home: &Home) {
     assert_eq!(file.metadata().expect("there").len(), 0);
 }
 
-fn free_bytes(dir: &Path) -> u64 {
+/// What `df` shows in bytes: size, used, available.
+fn df(dir: &Path) -> (u64, u64, u64) {
     let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).expect("a plain path");
     // SAFETY: the path is a C string, and the structure is filled before it is read.
     unsafe {
         let mut stat: libc::statvfs = std::mem::zeroed();
         assert_eq!(libc::statvfs(path.as_ptr(), &mut stat), 0, "statvfs");
-        stat.f_bavail * stat.f_frsize
+        let used = stat.f_blocks - stat.f_bfree;
+        (stat.f_blocks * stat.f_frsize, used * stat.f_frsize, stat.f_bavail * stat.f_frsize)
     }
 }
 
@@ -136,11 +138,15 @@ fn a_full_peer_is_told_by_the_write_and_by_df() {
     let serve = ["serve", "--listen", "127.0.0.1:0", "--capacity", "64M"];
     home.start(&serve, "serving");
     let dir = home.mount_with("mnt", &["-o", "deadline=5"]);
-    wait_until("df knows the capacity", || free_bytes(&dir) <= 64 << 20);
+    wait_until("df knows the capacity", || df(&dir).2 <= 64 << 20);
     fallocate_fails(&dir.join("large"), 70 << 20, &home);
     let kept = fill(&dir, 30, &home);
     assert!(kept >= 12, "only {kept} files fit into 64 MiB{}", home.log());
-    wait_until("df shows it", || free_bytes(&dir) < 12 << 20);
+    // At once, whenever the peer was asked last: all that there is was just refused.
+    let (size, used, available) = df(&dir);
+    assert!(size <= 64 << 20, "{size} bytes on a peer of 64 MiB");
+    assert!(used >= (kept - 2) * (3 << 20), "{used} bytes used by {kept} files");
+    assert!(available < 12 << 20, "{available} bytes after a write was refused");
     // What is removed or renamed needs no room of its own.
     fs::remove_file(dir.join("0")).expect("removable");
     let moved = Command::new("mv").args([dir.join("1"), dir.join("renamed")]).status();
@@ -148,7 +154,11 @@ fn a_full_peer_is_told_by_the_write_and_by_df() {
     same(&dir.join("renamed"), &content(1, 3 << 20), &home);
     for n in 2..kept {
         same(&dir.join(n.to_string()), &content(n, 3 << 20), &home);
+        fs::remove_file(dir.join(n.to_string())).expect("removable");
     }
+    let (_, used, available) = df(&dir);
+    assert!(used > 32 << 20, "nothing is collected yet, and {used} bytes are shown as used");
+    assert!(available < 12 << 20, "{available} bytes that removing has not freed");
     home.unmount(&dir);
 }
 

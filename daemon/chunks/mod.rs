@@ -12,6 +12,7 @@ mod liars;
 mod part;
 mod put;
 mod reader;
+mod room;
 mod sender;
 mod watch;
 
@@ -19,7 +20,7 @@ pub use get::GetError;
 pub use liars::Lies;
 pub use put::{Charges, Put, PutError, asked_now, until};
 pub use reader::{Piece, Reader};
-pub use watch::Said;
+pub use room::Room;
 
 use crate::network::Network;
 use crate::presence::Presence;
@@ -31,11 +32,12 @@ use mictlan::cluster::owed::Owed;
 use mictlan::cluster::place::Copies;
 use mictlan::id::{ChunkId, Label, PeerId, PrincipalId, TimeMs};
 use mictlan::wire::PeerInfo;
+use room::Rooms;
 use sender::Sender;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
-use tokio::sync::watch as watched;
+use tokio::sync::{Notify, watch as watched};
 use tokio::time::Instant;
 
 pub struct Chunks {
@@ -46,7 +48,9 @@ pub struct Chunks {
     on_the_way: Mutex<HashMap<ChunkId, Bytes>>,
     owed: Mutex<Owed>,
     reader: Reader,
-    said: Mutex<HashMap<PeerId, watch::Said>>,
+    rooms: Mutex<Rooms>,
+    /// The peers shall be asked now.
+    look: Notify,
     presence: Presence,
     opened: Cache,
     /// What durable chunks still take on their way to their last copies.
@@ -92,7 +96,8 @@ impl Chunks {
             on_the_way: Mutex::default(),
             owed: Mutex::new(Owed::default()),
             reader,
-            said: Mutex::default(),
+            rooms: Mutex::default(),
+            look: Notify::new(),
             presence: Presence::default(),
             opened: Cache::new(memory_bytes / 4),
             trailing: Budget::new(memory_bytes / 8),
@@ -148,6 +153,18 @@ impl Chunks {
     /// The peers take no more: whoever writes hears it at once, what waits is put again.
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Room for content, each byte with the volume's number of copies. `None` until a peer was
+    /// heard.
+    pub fn room(&self) -> Option<Room> {
+        lock(&self.rooms).room(self.copies())
+    }
+
+    /// A write was refused for want of room: the peers are asked at once how much they have.
+    pub fn no_room(&self) {
+        lock(&self.rooms).refused();
+        self.look.notify_one();
     }
 
     fn sender(&self, peer: PeerId) -> Option<Sender> {

@@ -229,7 +229,14 @@ impl Chunks {
         let asked = asked_now();
         let Sealed { address, bytes } = sealed;
         match self.sender(peer) {
-            Some(sender) => (peer, sender.send(address, bytes, Some(copies)).await.map(|()| asked)),
+            Some(sender) => {
+                let len = bytes.len() as u64;
+                let sent = sender.send(address, bytes, Some(copies)).await;
+                if sent.is_ok() {
+                    lock(&self.rooms).stored(peer, len);
+                }
+                (peer, sent.map(|()| asked))
+            }
             None => (peer, Err(Failure::Unreachable)),
         }
     }

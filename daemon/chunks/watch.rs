@@ -1,7 +1,7 @@
 //! What the peers say of themselves, asked for now and then: room, and whether they are there.
 //!
-//! Owns: the last word of each storage peer, so that `df` need not wait for the network; and the
-//! completion of copies that are owed.
+//! Owns: when they are asked, so that `df` need not wait for the network; and the completion of
+//! copies that are owed.
 
 use super::{Chunks, lock};
 use crate::link::LinkError;
@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 /// How often peers are asked.
 const EVERY: Duration = Duration::from_secs(10);
+/// A writer that is refused again and again has them asked no sooner than this.
+const SOONEST: Duration = Duration::from_secs(1);
 /// Owed copies made in one round, so that they never crowd out a user's chunks.
 const OWED_PER_ROUND: usize = 64;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -24,22 +26,18 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const HOPE: Duration = Duration::from_secs(3);
 const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 
-/// What one peer said.
-#[derive(Clone, Copy, Debug)]
-pub struct Said {
-    pub capacity_bytes: u64,
-    pub used_bytes: u64,
-    pub at: Instant,
-}
-
 impl Chunks {
     /// Asks the peers, and completes what is owed, until the mount ends.
     pub async fn watch(self: Arc<Self>) {
         loop {
+            let asked = Instant::now();
             self.ask_peers().await;
             // Round after round while copies are made, so that a peer that was away is soon whole.
             while self.complete_owed(self.now()).await > 0 {}
-            tokio::time::sleep(EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = self.look.notified() => tokio::time::sleep_until(asked + SOONEST).await,
+            }
         }
     }
 
@@ -52,42 +50,20 @@ impl Chunks {
                 Ok(Ok(status)) => {
                     self.presence.heard(known.info.id);
                     if let Some(store) = status.store {
-                        let (capacity_bytes, used_bytes) = (store.capacity_bytes, store.used_bytes);
-                        let said = Said { capacity_bytes, used_bytes, at: Instant::now() };
-                        lock(&self.said).insert(known.info.id, said);
+                        lock(&self.rooms).heard(known.info.id, &store);
                     }
                 }
                 Ok(Err(error)) => {
                     self.presence.missed(known.info.id, error);
-                    lock(&self.said).remove(&known.info.id);
+                    lock(&self.rooms).missed(known.info.id);
                 }
                 Err(_) => {
                     let why = format!("no answer within {} s", EVERY.as_secs());
                     self.presence.missed(known.info.id, why);
-                    lock(&self.said).remove(&known.info.id);
+                    lock(&self.rooms).missed(known.info.id);
                 }
             }
         }
-    }
-
-    pub fn said(&self) -> HashMap<PeerId, Said> {
-        lock(&self.said).clone()
-    }
-
-    /// Room for a user's bytes: what the fullest of the peers that must take every copy leaves,
-    /// summed over the peers and divided by the copies. `None` until somebody was heard.
-    pub fn free_bytes(&self) -> Option<u64> {
-        let said = lock(&self.said);
-        if said.is_empty() {
-            return None;
-        }
-        let free: Vec<u64> =
-            said.values().map(|said| said.capacity_bytes.saturating_sub(said.used_bytes)).collect();
-        let copies = self.placement().copies.count().min(free.len()).max(1);
-        let sum: u64 = free.iter().fold(0, |sum, free| sum.saturating_add(*free));
-        let least = free.iter().min().copied().unwrap_or(0);
-        // With as many peers as copies each takes everything, so the fullest one decides.
-        Some(if free.len() <= copies { least } else { sum / copies as u64 })
     }
 
     /// How many peers say that they have each of `chunks` on disk, and why one could not be asked:

@@ -8,7 +8,7 @@ use super::Service;
 use super::leases::moment;
 use crate::store::Store;
 use futures::future::join_all;
-use mictlan::cluster::credit::{Credits, HELD_MAX};
+use mictlan::cluster::credit::{Credits, HELD_MAX, for_content};
 use mictlan::cluster::lease::Moment;
 use mictlan::cluster::place::{Copies, durable_need};
 use mictlan::id::PeerId;
@@ -20,11 +20,6 @@ use tokio::time::timeout;
 /// How often the other peers are asked for their room.
 const EVERY: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
-/// Commits, tree nodes and the ledger need room too, and no credit is asked for them: a
-/// thirty-second part of a store, within bounds.
-const OTHERS_SHARE: u64 = 32;
-const OTHERS_MIN: u64 = 4 << 20;
-const OTHERS_MAX: u64 = 1 << 30;
 
 /// The leader's account; the lock covers it only.
 pub struct Account {
@@ -55,10 +50,8 @@ impl Account {
 
 /// A store that takes no writes has no room that anybody could be promised.
 fn report(credits: &mut Credits, asked: Moment, peer: PeerId, store: &StoreStatus) {
-    let others = (store.capacity_bytes / OTHERS_SHARE).clamp(OTHERS_MIN, OTHERS_MAX);
-    let taken = store.used_bytes.saturating_add(others);
     if store.out_of_service.is_none() {
-        credits.reported(asked, peer, store.capacity_bytes.saturating_sub(taken));
+        credits.reported(asked, peer, for_content(store.capacity_bytes, store.used_bytes));
     }
 }
 

@@ -63,6 +63,7 @@ impl Volume {
                 continue;
             }
             if flying == 0 || self.chunks.is_full() {
+                self.chunks.no_room();
                 return Err(FsError::NoSpace);
             }
             if Instant::now() >= give_up {

@@ -42,6 +42,7 @@ impl Volume {
         }
         self.takes_changes()?;
         if self.chunks.is_full() {
+            self.chunks.no_room();
             return Err(FsError::NoSpace);
         }
         let len = write.data.len();

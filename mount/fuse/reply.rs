@@ -207,7 +207,7 @@ pub(super) fn space(reply: ReplyStatfs, space: Result<Space, FsError>) {
         Ok(space) => reply.statfs(
             space.total_bytes / BLOCK,
             space.free_bytes / BLOCK,
-            space.free_bytes / BLOCK,
+            space.available_bytes / BLOCK,
             space.inodes_used.saturating_add(space.inodes_free),
             space.inodes_free,
             BLOCK as u32,

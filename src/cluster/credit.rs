@@ -22,6 +22,12 @@ const SHARE: u64 = 4;
 /// A peer's report of free bytes, and a session's word of what it holds, count for so long.
 pub const REPORT_MS: u64 = 60_000;
 
+/// Commits, tree nodes and the ledger need room too, and no credit is asked for them: a
+/// thirty-second part of a store, within bounds.
+const OTHERS_SHARE: u64 = 32;
+const OTHERS_MIN: u64 = 4 << 20;
+const OTHERS_MAX: u64 = 1 << 30;
+
 /// The smallest grant that is worth a round trip; less is full.
 pub const GRANT_MIN: u64 = 1 << 20;
 
@@ -96,9 +102,16 @@ impl Credits {
     }
 }
 
+/// What a store of `capacity` bytes, its reserve apart, still has for content with `used` of them
+/// taken.
+pub fn for_content(capacity: u64, used: u64) -> u64 {
+    let others = (capacity / OTHERS_SHARE).clamp(OTHERS_MIN, OTHERS_MAX);
+    capacity.saturating_sub(used.saturating_add(others))
+}
+
 /// How much content fits on peers with so much room, each copy on another peer: the most `x` such
 /// that each peer's part, at most `x`, sums up to `copies` times `x`.
-fn room(free: &[u64], copies: u32) -> u64 {
+pub fn room(free: &[u64], copies: u32) -> u64 {
     let copies = u64::from(copies).clamp(1, free.len().max(1) as u64);
     let mut ascending = free.to_vec();
     ascending.sort_unstable();

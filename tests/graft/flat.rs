@@ -97,7 +97,7 @@ impl Vfs for Flat {
         Ok(files.range(cookie + 1..).map(line).take(limit).collect())
     }
     async fn statfs(self: Arc<Self>) -> Answer<Space> {
-        Ok(Space { total_bytes: 1, free_bytes: 1, inodes_used: 1, inodes_free: 1 })
+        Ok(Space { total_bytes: 1, free_bytes: 1, available_bytes: 1, inodes_used: 1, inodes_free: 1 })
     }
     async fn open(self: Arc<Self>, _: Caller, ino: Ino, _: OpenHow) -> Answer<Opened> {
         Ok(Opened { handle: ino.0, keep_cache: false, direct: false })

@@ -1,6 +1,7 @@
 //! The report for people and for programs.
 
 use super::{PeerLine, Report};
+use mictlan::cluster::credit;
 use serde::Serialize;
 
 pub fn status(report: &Report, as_json: bool) {
@@ -92,7 +93,8 @@ pub fn df(report: &Report, as_json: bool) {
     let homes = report.peers.iter().filter(|peer| peer.capacity_bytes.is_some()).count() as u64;
     let wanted = report.volumes.iter().map(|volume| u64::from(volume.copies)).max().unwrap_or(1);
     let copies = wanted.min(homes).max(1);
-    let room = total.saturating_sub(used) / copies;
+    let free: Vec<u64> = report.peers.iter().filter_map(free).collect();
+    let room = credit::room(&free, copies as u32);
     if as_json {
         let said = serde_json::json!({
             "total_bytes": total, "used_bytes": used, "copies": copies, "room_bytes": room,
@@ -101,6 +103,11 @@ pub fn df(report: &Report, as_json: bool) {
     }
     println!("stores  {} of {} used", size(used), size(total));
     println!("room    {} more, each byte kept {copies} times", size(room));
+}
+
+/// What one peer's store may still take of content.
+fn free(peer: &PeerLine) -> Option<u64> {
+    Some(credit::for_content(peer.capacity_bytes?, peer.used_bytes?))
 }
 
 fn json(value: &impl Serialize) {
