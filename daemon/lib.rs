@@ -1,5 +1,8 @@
 //! The process: mounts, peers, sequencer and command line.
 
+// `eprintln!` panics where standard error is full or closed, which must end no daemon.
+#![deny(clippy::print_stderr)]
+
 pub mod chunks;
 pub mod cli;
 pub mod config;

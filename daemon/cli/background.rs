@@ -38,7 +38,7 @@ pub fn start_again() -> std::io::Result<ExitCode> {
     Ok(match code {
         Some(code) if code != 0 => ExitCode::from(code),
         _ => {
-            eprintln!("mictlan: the background process ended without a mount");
+            super::complain("mictlan: the background process ended without a mount");
             ExitCode::FAILURE
         }
     })

@@ -28,6 +28,7 @@ mod volumes;
 use clap::{Parser, Subcommand};
 use error::CliError;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -125,7 +126,7 @@ pub fn run() -> ExitCode {
             Some(next) => format!("{error}; {next}"),
             None => error.to_string(),
         };
-        eprintln!("mictlan: {}", shown::message(&said));
+        complain(&format!("mictlan: {}", shown::message(&said)));
         error.code()
     })
 }
@@ -147,6 +148,27 @@ fn end_with_a_closed_pipe() {
         }
         usual(panic);
     }));
+}
+
+/// Says a line on standard error. What that is may be full or closed: then nobody can be told, and
+/// nothing else changes.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Where the log goes: standard error, whose end is not this program's end. A mount's is a file on
+/// a disk that can be full just when there is something to say, a peer's may be a closed pipe.
+struct LogLines;
+
+impl Write for LogLines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether it is called as mount(8) calls it: the second name is that of the type in the kernel's
@@ -172,7 +194,9 @@ fn log(default: &str) {
     // A second start in one process (tests) keeps the first one's.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| LogLines)
+        // Told by `eprintln!`, which panics where nothing can be written.
+        .log_internal_errors(false)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();

@@ -242,7 +242,8 @@ pub async fn open(
     let (chunks, network_changed) = (start.chunks.clone(), start.network_changed.clone());
     let opened = Volume::open(start).await?;
     for trouble in opened.0.troubles() {
-        eprintln!("mictlan: warning: {}; next: {}", trouble.what, trouble.next);
+        let (what, next) = (&trouble.what, &trouble.next);
+        super::complain(&format!("mictlan: warning: {what}; next: {next}"));
     }
     tokio::spawn(chunks.clone().watch());
     tokio::spawn(placing.follow(chunks, network_changed));

@@ -173,7 +173,8 @@ struct Copied {
 impl Copied {
     fn say(&self, json: bool, verb: &str) {
         for path in &self.skipped {
-            eprintln!("mictlan: {path}: not a file, directory or link; it was left out");
+            let why = "not a file, directory or link; it was left out";
+            crate::cli::complain(&format!("mictlan: {path}: {why}"));
         }
         if json {
             let said = serde_json::json!({
