@@ -39,6 +39,12 @@ pub struct Fuse<V> {
     runtime: tokio::runtime::Handle,
 }
 
+impl<V> Clone for Fuse<V> {
+    fn clone(&self) -> Self {
+        Self { vfs: self.vfs.clone(), runtime: self.runtime.clone() }
+    }
+}
+
 impl<V: Vfs> Fuse<V> {
     pub fn new(vfs: Arc<V>, runtime: tokio::runtime::Handle) -> Self {
         Self { vfs, runtime }

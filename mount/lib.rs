@@ -6,3 +6,4 @@ pub mod graft;
 pub mod options;
 pub mod session;
 pub mod vfs;
+mod workers;

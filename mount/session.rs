@@ -7,12 +7,15 @@
 use crate::fuse::Fuse;
 use crate::options::{KernelFlag, Options};
 use crate::vfs::Vfs;
+use crate::workers;
 pub use fuser::INodeNo;
-use fuser::{BackgroundSession, Config, MountOption, Notifier, Session, SessionACL};
+use fuser::{Config, MountOption, Notifier, Session, SessionACL};
 use rustix::mount::UnmountFlags;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// The type in /proc/self/mountinfo is `fuse.mictlan`.
 const SUBTYPE: &str = "mictlan";
@@ -147,8 +150,11 @@ pub fn unmount(dir: &Path, lazy: bool) -> std::io::Result<()> {
 
 /// A mount that answers.
 pub struct Mounted {
-    session: BackgroundSession,
+    workers: Vec<JoinHandle<()>>,
+    notifier: Notifier,
     dir: PathBuf,
+    /// The library's own session, which unmounts when it is dropped.
+    _session: Box<dyn Send>,
 }
 
 /// Mounts `vfs` on `dir` (from `prepare`), shown as `source` in the mount table. When this returns,
@@ -165,10 +171,12 @@ pub fn mount<V: Vfs>(
     }
     let refused = |error| MountError::Refused(dir.into(), error);
     let fuse = Fuse::new(vfs, runtime);
-    let session = Session::new(fuse, dir, &config(source, options)).map_err(refused)?;
-    let session = session.spawn().map_err(refused)?;
+    let config = config(source, options);
+    let session = Session::new(fuse.clone(), dir, &config).map_err(refused)?;
+    let workers = workers::serve(session.as_fd(), &fuse, &config, THREADS).map_err(refused)?;
     raise_read_ahead(dir);
-    Ok(Mounted { session, dir: dir.into() })
+    let notifier = session.notifier();
+    Ok(Mounted { workers, notifier, dir: dir.into(), _session: Box::new(session) })
 }
 
 fn config(source: &str, options: &Options) -> Config {
@@ -205,8 +213,6 @@ fn config(source: &str, options: &Options) -> Config {
         true => SessionACL::All,
         false => SessionACL::Owner,
     };
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
     config
 }
 
@@ -223,7 +229,7 @@ fn raise_read_ahead(dir: &Path) {
 impl Mounted {
     /// Tells the kernel what it must forget; to be called from a thread that serves no request.
     pub fn notifier(&self) -> Notifier {
-        self.session.notifier()
+        self.notifier.clone()
     }
 
     pub fn dir(&self) -> &Path {
@@ -231,8 +237,10 @@ impl Mounted {
     }
 
     /// Waits until somebody unmounts it.
-    pub fn wait(self) -> std::io::Result<()> {
-        self.session.join()
+    pub fn wait(self) {
+        for worker in self.workers {
+            worker.join().expect("it does nothing but serve, in threads of its own");
+        }
     }
 }
 

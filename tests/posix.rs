@@ -241,3 +241,31 @@ fn an_ordinary_user_founds_mounts_writes_and_comes_back() {
     run("umount");
     shell("test ! -e \"$0/file\"");
 }
+
+#[test]
+fn a_time_that_nobody_can_take_in_stops_no_mount() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let path = dir.join("file");
+    fs::write(&path, b"before").expect("written");
+    let (done, ended) = mpsc::channel();
+    let name = CString::new(path.as_os_str().as_bytes()).expect("no zero in it");
+    std::thread::spawn(move || {
+        // More often than there are threads: the library panics at each of these.
+        for _ in 0..12 {
+            let time = libc::timespec { tv_sec: i64::MIN, tv_nsec: 999_999_999 };
+            // SAFETY: a path that ends with zero, and two times. It may work or not.
+            unsafe { libc::utimensat(libc::AT_FDCWD, name.as_ptr(), [time; 2].as_ptr(), 0) };
+        }
+        done.send(())
+    });
+    ended.recv_timeout(DEADLINE).expect("nobody is stopped");
+    assert!(mounted_type(&dir).is_some(), "{}", home.log());
+    for n in 0..20 {
+        let other = dir.join(n.to_string());
+        fs::write(&other, b"after").expect("written");
+        assert_eq!(fs::read(&other).expect("readable"), b"after");
+    }
+    assert_eq!(fs::read(&path).expect("readable"), b"before");
+    home.unmount(&dir);
+}
