@@ -1,6 +1,6 @@
 //! `-o` options of a mount, parsed once.
 //!
-//! Owns: every option's name, its value's form and its default.
+//! Owns: every option's name, its value's form, its default, and the line that says what it does.
 //! Invariant: an unknown option is an error that names the nearest known one; what only mount(8),
 //! fstab or systemd mean by an option is accepted and dropped.
 
@@ -87,37 +87,70 @@ pub enum OptionError {
     Value { option: &'static str, value: String, takes: &'static str },
 }
 
-/// Every name that `parse` understands, for the nearest one to a mistyped name.
-const KNOWN: [&str; 28] = [
-    "key",
-    "ro",
-    "rw",
-    "coherent",
-    "foreground",
-    "noledger",
-    "durability",
-    "memory",
-    "deadline",
-    "metrics",
-    "uid",
-    "gid",
-    "allow_other",
-    "default_permissions",
-    "dev",
-    "nodev",
-    "suid",
-    "nosuid",
-    "exec",
-    "noexec",
-    "noatime",
-    "relatime",
+/// What a user may ask for: the name, what stands behind it, and what it does. `parse` takes no
+/// option that has no line here, and every list that people see is made of these lines.
+const OPTIONS: [(&str, &str, &str); 21] = [
+    ("ro", "", "read-only: what others commit is followed, at most 3 s behind"),
+    ("rw", "", "read and write; the default"),
+    ("coherent", "", "with ro: each look sees what others have closed, and asks the leader for it"),
+    ("key", "=NAME", "whose key is used; by default the configured one"),
+    (
+        "durability",
+        "=journal|peers",
+        "when close returns: the data is in this host's journal (the default), or on its peers \
+         and committed",
+    ),
+    ("memory", "=SIZE", "the most that is kept in memory: 256M, or what is said, at least 64M"),
+    ("deadline", "=SECONDS", "when what cannot be answered fails: 60, or what is said, 1 to 3600"),
+    ("noledger", "", "ledger is not shown at the root"),
+    ("metrics", "=ADDRESS", "where /metrics and /health are, on loopback, such as 127.0.0.1:4512"),
+    ("uid", "=NUMBER", "all files are shown as this user's"),
+    ("gid", "=NUMBER", "all files are shown as this group's"),
+    (
+        "allow_other",
+        "",
+        "all users may use the mount; on for root, others need user_allow_other in /etc/fuse.conf",
+    ),
+    ("default_permissions", "", "the kernel checks modes and ACLs; always on"),
+    ("foreground", "", "stay in front"),
+    ("nodev", "", "device nodes do not open; always so unless root mounts"),
+    ("dev", "", "they do; the default for root"),
+    ("nosuid", "", "setuid and setgid mean nothing; always so unless root mounts"),
+    ("suid", "", "they do what they say; the default for root"),
+    ("noexec", "", "no program is run from it"),
+    ("exec", "", "programs are run from it; the default"),
+    ("noatime", "", "for mount(8); reading changes no time here anyway"),
+];
+
+/// What only mount(8), fstab or systemd mean something by: taken, and dropped.
+const DROPPED: [&str; 16] = [
     "defaults",
     "auto",
     "noauto",
     "nofail",
-    "user",
     "_netdev",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "relatime",
+    "strictatime",
+    "lazytime",
+    "async",
+    "atime",
+    "comment",
 ];
+
+/// Every option as it is written, and what it does.
+pub fn listed() -> impl Iterator<Item = (String, &'static str)> {
+    OPTIONS.iter().map(|(name, value, does)| (format!("{name}{value}"), *does))
+}
+
+/// What is taken and means nothing here; beside it all that begins with `x-`.
+pub fn dropped() -> String {
+    DROPPED.join(", ")
+}
 
 /// Memory below this cannot hold one chunk being written and one being read.
 const MEMORY_MIN: u64 = 64 << 20;
@@ -154,6 +187,12 @@ impl Options {
             Some((name, value)) => (name, Some(value)),
             None => (option, None),
         };
+        match value {
+            _ if name.starts_with("x-") || name == "comment" => return Ok(()),
+            None if DROPPED.contains(&name) => return Ok(()),
+            _ if OPTIONS.iter().any(|(known, ..)| *known == name) => {}
+            _ => return Err(unknown(option, name)),
+        }
         match (name, value) {
             ("ro", None) => self.read_only = true,
             ("rw", None) => self.read_only = false,
@@ -169,14 +208,6 @@ impl Options {
             ("exec", None) => self.kernel.push(KernelFlag::Exec),
             ("noexec", None) => self.kernel.push(KernelFlag::NoExec),
             ("noatime", None) => self.kernel.push(KernelFlag::NoAtime),
-            (
-                "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "owner" | "group"
-                | "_netdev" | "nofail" | "relatime" | "strictatime" | "lazytime" | "async"
-                | "atime",
-                None,
-            ) => {}
-            ("comment" | "x-gvfs-show" | "x-gvfs-hide", _) => {}
-            (name, _) if name.starts_with("x-") => {}
             ("key", Some(v)) => {
                 let label = Label::parse(v);
                 self.key = Some(label.ok_or_else(|| bad("key", v, "a key's name"))?);
@@ -207,13 +238,14 @@ impl Options {
             }
             ("uid", Some(v)) => self.uid = Some(number("uid", v)?),
             ("gid", Some(v)) => self.gid = Some(number("gid", v)?),
-            (name, _) => {
-                let (option, near) = (option.to_owned(), nearest(name));
-                return Err(OptionError::Unknown { option, near });
-            }
+            (name, _) => return Err(unknown(option, name)),
         }
         Ok(())
     }
+}
+
+fn unknown(option: &str, name: &str) -> OptionError {
+    OptionError::Unknown { option: option.to_owned(), near: nearest(name) }
 }
 
 fn bad(option: &'static str, value: &str, takes: &'static str) -> OptionError {
@@ -237,7 +269,8 @@ pub fn size(text: &str) -> Option<u64> {
 }
 
 fn nearest(name: &str) -> Option<&'static str> {
-    let scored = KNOWN.iter().map(|known| (strsim::damerau_levenshtein(name, known), *known));
+    let known = OPTIONS.iter().map(|(known, ..)| *known).chain(DROPPED);
+    let scored = known.map(|known| (strsim::damerau_levenshtein(name, known), known));
     scored.min().filter(|(distance, known)| *distance <= known.len() / 2).map(|(_, known)| known)
 }
 
@@ -256,6 +289,26 @@ mod tests {
         assert!(o.read_only && o.memory_bytes == 1 << 30);
         assert_eq!(o.key.expect("key").as_str(), "alice");
         assert!(!parsed("ro,rw").expect("good").read_only);
+    }
+
+    #[test]
+    fn every_option_that_is_listed_is_understood() {
+        for (shown, does) in listed() {
+            let example = match shown.split_once('=') {
+                None => shown.clone(),
+                Some(("key", _)) => "key=alice".to_owned(),
+                Some(("durability", values)) => {
+                    values.split('|').map(|value| format!("durability={value},")).collect()
+                }
+                Some(("memory", _)) => "memory=1G".to_owned(),
+                Some(("metrics", _)) => "metrics=[::1]:4512".to_owned(),
+                Some((name, _)) => format!("{name}=7"),
+            };
+            assert!(parsed(&example).is_ok(), "{example}");
+            assert!(!does.is_empty() && !does.ends_with('.'), "{shown}: {does}");
+        }
+        assert!(parsed(&dropped().replace(' ', "")).is_ok());
+        assert!(parsed("comment=a,x-gvfs-show,x-any=1").is_ok());
     }
 
     #[test]

@@ -256,6 +256,31 @@ fn volumes_keys_and_members_are_made_and_listed() {
 }
 
 #[test]
+fn what_begins_and_ends_says_so_in_json_too() {
+    let json = |said: &str| -> serde_json::Value {
+        assert_eq!(said.lines().count(), 1, "one line: {said}");
+        serde_json::from_str(said).unwrap_or_else(|why| panic!("{why}: {said}"))
+    };
+    let home = Home::new();
+    let made = json(&home.ok(&["init", "--json"]));
+    assert_eq!((&made["network"], &made["key"]), (&"home".into(), &"default".into()));
+    let address = addresses(1).remove(0);
+    let line = format!("{{\"address\":\"{address}\",\"does\":\"serves\",\"id\":{}", made["id"]);
+    home.start(&["serve", "--json", "--listen", &address], &line);
+    let invited = json(&home.ok(&["invite", "--role", "writer", "--json"]));
+    let bob = Home::new();
+    let code = invited["code"].as_str().expect("a code");
+    let joined = json(&bob.ok(&["join", code, "--name", "bob", "--json"]));
+    assert_eq!((&joined["id"], &joined["role"]), (&made["id"], &"writer".into()));
+    let dir = home.adopt(home.empty("mnt"));
+    let mounted = json(&home.ok(&["mount", "--json", text(&dir)]));
+    assert_eq!((&mounted["network"], &mounted["volume"]), (&"home".into(), &"main".into()));
+    assert_eq!(mounted["dir"], text(&dir));
+    assert_eq!(mounted["pid"], home.daemon_of(&dir));
+    assert_eq!(json(&home.ok(&["umount", "--json", text(&dir)]))["dir"], text(&dir));
+}
+
+#[test]
 fn the_manual_page_is_the_one_of_these_verbs() {
     let home = Home::new();
     let packaged = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/mictlan.1"));

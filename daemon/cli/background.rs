@@ -16,7 +16,7 @@ const WAITED_FOR: &str = "MICTLAN_WAITED_FOR";
 const READY: &[u8] = b"ready\n";
 
 /// Starts this program again with the same arguments, in a session of its own, and waits for its
-/// word. The arguments stay as they are, so that the mount's directory is seen in the process list.
+/// word; what it says before it is passed on. The arguments stay as they are, so that the mount's directory is seen in the process list.
 pub fn start_again() -> std::io::Result<ExitCode> {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "mictlan".into());
@@ -31,7 +31,9 @@ pub fn start_again() -> std::io::Result<ExitCode> {
     if let Some(out) = &mut child.stdout {
         out.read_to_end(&mut said)?;
     }
-    if said == READY {
+    if let Some(said) = said.strip_suffix(READY) {
+        // Whoever reads it may be gone; the mount is there all the same.
+        let _ = std::io::stdout().write_all(said);
         return Ok(ExitCode::SUCCESS);
     }
     let code = child.wait()?.code().and_then(|code| u8::try_from(code).ok());
@@ -55,10 +57,12 @@ pub fn detach() -> std::io::Result<()> {
     Ok(())
 }
 
-/// In the second process: the mount answers. What it says from now on goes to `log`.
-pub fn ready(log: &Path) -> std::io::Result<()> {
+/// In the second process: the mount answers, and `said` is passed on. What it says from now on goes
+/// to `log`.
+pub fn ready(log: &Path, said: &str) -> std::io::Result<()> {
     let log = File::options().create(true).append(true).open(log)?;
     let mut out = std::io::stdout();
+    out.write_all(said.as_bytes())?;
     out.write_all(READY)?;
     out.flush()?;
     let null = File::options().read(true).write(true).open("/dev/null")?;

@@ -1,8 +1,10 @@
-//! `mictlan completions` and the manual page, both made from the verbs themselves.
+//! `mictlan completions` and the manual page, both made from the verbs themselves, and the list of a
+//! mount's options.
 
 use super::error::CliError;
-use clap::CommandFactory;
+use clap::{Arg, CommandFactory};
 use clap_complete::Shell;
+use mictlan_mount::options::{dropped, listed};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -53,6 +55,11 @@ fn page() -> std::io::Result<Vec<u8>> {
     whole.render_description_section(&mut page)?;
     writeln!(page, ".SH VERBS")?;
     verbs(&command, "mictlan", &mut page)?;
+    writeln!(page, ".SH MOUNT OPTIONS")?;
+    for (option, does) in listed() {
+        writeln!(page, ".TP\n.B {}\n{}", escaped(&option), escaped(does))?;
+    }
+    writeln!(page, ".PP\n{}", escaped(&others()))?;
     writeln!(page, ".SH EXIT STATUS")?;
     for (code, means) in EXIT_CODES {
         writeln!(page, ".TP\n.B {code}\n{means}")?;
@@ -72,15 +79,83 @@ fn verbs(command: &clap::Command, name: &str, page: &mut Vec<u8>) -> std::io::Re
         writeln!(page, "{}", escaped(&about))?;
         for argument in verb.get_arguments().filter(|argument| !argument.is_hide_set()) {
             let help = argument.get_help().map(|help| help.to_string()).unwrap_or_default();
-            let shown = escaped(&argument.to_string());
+            let shown = escaped(&shown(argument));
             writeln!(page, ".TP\n\\fB{shown}\\fR\n{}", escaped(&help))?;
         }
     }
     Ok(())
 }
 
+/// With its short form, where it has two.
+fn shown(argument: &Arg) -> String {
+    match (argument.get_short(), argument.get_long()) {
+        (Some(short), Some(_)) => format!("-{short}, {argument}"),
+        _ => argument.to_string(),
+    }
+}
+
+/// What `-o` takes, a line each, for whoever asks for help.
+pub fn mount_options() -> String {
+    let lines = listed().map(|(option, does)| format!("  {option:<26}{does}\n"));
+    format!("Options of -o, separated by commas:\n{}\n{}", lines.collect::<String>(), others())
+}
+
+fn others() -> String {
+    format!(
+        "remount changes ro, rw, nodev, nosuid, noexec, noatime and their opposites while DIR is \
+         mounted. Taken, and without a meaning here: {}, and what begins with x-.",
+        dropped()
+    )
+}
+
 /// roff takes a leading dot or quote for a request, and a backslash for more.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('-', "\\-");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The leaves of the tree of verbs, each with its whole name.
+    fn leaves(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let name = format!("{name} {}", verb.get_name());
+            match verb.has_subcommands() {
+                true => leaves(verb, &name, found),
+                false => found.push((name, verb.clone())),
+            }
+        }
+    }
+
+    #[test]
+    fn every_verb_has_json() {
+        let mut found = Vec::new();
+        leaves(&super::super::Cli::command(), "mictlan", &mut found);
+        assert!(found.len() > 20, "{} verbs", found.len());
+        // What that one prints is for a shell.
+        for (name, verb) in found.iter().filter(|(name, _)| name != "mictlan completions") {
+            assert!(verb.get_arguments().any(|one| one.get_long() == Some("json")), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_a_mount_is_in_the_page_and_in_the_help() {
+        let mut command = super::super::Cli::command();
+        command.build();
+        let mount = command.find_subcommand_mut("mount").expect("a verb");
+        let helps = [mount.render_help().to_string(), mount.render_long_help().to_string()];
+        let page = String::from_utf8(page().expect("memory takes it")).expect("UTF-8");
+        for (option, does) in listed() {
+            for help in helps.iter().chain([&super::super::mount::helper_usage()]) {
+                let line = help.lines().find(|line| line.trim().starts_with(&format!("{option} ")));
+                assert!(line.is_some_and(|line| line.ends_with(does)), "{option}: {help}");
+            }
+            assert!(page.contains(&format!(".B {}\n", escaped(&option))), "{option}");
+        }
+        for both in ["\\fB\\-f, \\-\\-foreground\\fR", "\\fB\\-l, \\-\\-lazy\\fR"] {
+            assert!(page.contains(both), "{both}");
+        }
+    }
 }

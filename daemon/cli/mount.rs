@@ -27,17 +27,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 
 #[derive(Args)]
+#[command(after_help = super::manual::mount_options())]
 pub struct MountArgs {
     /// [NETWORK[:VOLUME]] DIR
     #[arg(required = true, num_args = 1..=2, value_name = "[NETWORK[:VOLUME]] DIR")]
     what: Vec<OsString>,
-    /// Options as mount(8) writes them: -o ro,key=alice,memory=512M. A reader with -o ro,coherent sees
-    /// at once what others have closed; each look costs a question to the leader
+    /// Options as mount(8) writes them: -o ro,key=alice,memory=512M; below is what each does
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Stay in front.
     #[arg(short, long)]
     foreground: bool,
+    /// Print one JSON object once the mount answers.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -46,6 +49,9 @@ pub struct UmountArgs {
     /// Detach now, even if files are open.
     #[arg(short, long)]
     lazy: bool,
+    /// Print one JSON object when it is unmounted.
+    #[arg(long)]
+    json: bool,
 }
 
 /// One mount, parsed.
@@ -54,6 +60,7 @@ struct Wanted {
     volume: Label,
     dir: PathBuf,
     options: Options,
+    json: bool,
 }
 
 /// What was typed, or given by mount(8).
@@ -62,12 +69,13 @@ pub struct Asked {
     pub lists: Vec<String>,
     foreground: bool,
     fake: bool,
+    json: bool,
 }
 
 impl From<MountArgs> for Asked {
     fn from(args: MountArgs) -> Self {
-        let MountArgs { what, options: lists, foreground } = args;
-        Self { what, lists, foreground, fake: false }
+        let MountArgs { what, options: lists, foreground, json } = args;
+        Self { what, lists, foreground, fake: false, json }
     }
 }
 
@@ -78,10 +86,15 @@ pub fn mount(args: MountArgs) -> Result<ExitCode, CliError> {
 /// Called as `mount.mictlan`: the arguments that mount(8) gives its helpers.
 pub fn helper(arguments: Vec<OsString>) -> Result<ExitCode, CliError> {
     if arguments.iter().any(|argument| argument == "-h" || argument == "--help") {
-        println!("usage: mount.mictlan [NETWORK[:VOLUME]] DIR [-sfnv] [-N NS] [-o OPTIONS]");
+        print!("{}", helper_usage());
         return Ok(ExitCode::SUCCESS);
     }
     obey(asked_by_mount(arguments)?)
+}
+
+pub fn helper_usage() -> String {
+    let usage = "usage: mount.mictlan [NETWORK[:VOLUME]] DIR [-sfnv] [-N NS] [-o OPTIONS]";
+    format!("{usage}\n\n{}\n", super::manual::mount_options())
 }
 
 /// What a process with these arguments, its name first, was asked to mount.
@@ -96,7 +109,8 @@ pub fn asked(arguments: Vec<OsString>) -> Result<Asked, CliError> {
 }
 
 fn asked_by_mount(arguments: Vec<OsString>) -> Result<Asked, CliError> {
-    let mut asked = Asked { what: vec![], lists: vec![], foreground: false, fake: false };
+    let (what, lists) = (Vec::new(), Vec::new());
+    let mut asked = Asked { what, lists, foreground: false, fake: false, json: false };
     let mut rest = arguments.into_iter();
     while let Some(argument) = rest.next() {
         let value = |rest: &mut dyn Iterator<Item = OsString>| {
@@ -122,15 +136,21 @@ fn asked_by_mount(arguments: Vec<OsString>) -> Result<Asked, CliError> {
 }
 
 fn obey(asked: Asked) -> Result<ExitCode, CliError> {
-    let Asked { what, lists, foreground, fake } = asked;
+    let Asked { what, lists, foreground, fake, json } = asked;
     if remount::is_asked(&lists) {
         let dir = what.last().ok_or_else(usage)?;
-        return if fake { Ok(ExitCode::SUCCESS) } else { remount::remount(dir.as_ref(), &lists) };
+        if !fake {
+            remount::remount(dir.as_ref(), &lists)?;
+        }
+        if json {
+            println!("{}", serde_json::json!({ "dir": dir.to_string_lossy() }));
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     let mut options = Options::default();
     lists.iter().try_for_each(|list| options.parse(list))?;
     options.foreground |= foreground;
-    let wanted = wanted(what, options)?;
+    let wanted = wanted(what, options, json)?;
     if fake { Ok(ExitCode::SUCCESS) } else { run(wanted) }
 }
 
@@ -138,7 +158,7 @@ fn usage() -> CliError {
     CliError::Usage("usage: mictlan mount [NETWORK[:VOLUME]] DIR".to_owned())
 }
 
-fn wanted(mut what: Vec<OsString>, options: Options) -> Result<Wanted, CliError> {
+fn wanted(mut what: Vec<OsString>, options: Options, json: bool) -> Result<Wanted, CliError> {
     let dir = PathBuf::from(what.pop().ok_or_else(usage)?);
     let source = what.pop();
     if !what.is_empty() {
@@ -153,7 +173,7 @@ fn wanted(mut what: Vec<OsString>, options: Options) -> Result<Wanted, CliError>
     }
     let source = source.as_ref().map(|source| source.to_string_lossy());
     let (network, volume) = volume_of(source.as_deref())?;
-    Ok(Wanted { network, volume, dir, options })
+    Ok(Wanted { network, volume, dir, options, json })
 }
 
 /// What `[NETWORK[:VOLUME]]` names.
@@ -203,9 +223,15 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     // Dropped with the runtime.
     let _serving = metrics.map(|listener| metrics::serve_mount(listener, volume.clone()));
     standing::begin(&connected.paths, dir, connected.id, &volume).await;
-    if waited_for {
+    let said = match wanted.json {
+        true => format!("{}\n", told(&connected, &wanted, dir)),
+        false => String::new(),
+    };
+    if !waited_for {
+        print!("{said}");
+    } else {
         let log = log_file(&connected)?;
-        background::ready(&log).map_err(|error| CliError::Io(log, error))?;
+        background::ready(&log, &said).map_err(|error| CliError::Io(log, error))?;
     }
     let paths = connected.paths.clone();
     let keep = standing::keep(paths, dir.to_owned(), connected.id, volume.clone());
@@ -215,6 +241,14 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     standing::forget(&connected.paths, dir);
     connected.close().await;
     Ok(code)
+}
+
+/// The mount, for a program that waits for it.
+fn told(connected: &Connected, wanted: &Wanted, dir: &Path) -> serde_json::Value {
+    serde_json::json!({
+        "dir": dir.to_string_lossy(), "network": connected.name.as_str(),
+        "volume": wanted.volume.as_str(), "pid": std::process::id(),
+    })
 }
 
 /// The volume with the verified ledger below it.
@@ -365,7 +399,12 @@ pub fn umount(args: UmountArgs) -> Result<ExitCode, CliError> {
         _ => CliError::Io(dir.clone(), error),
     })?;
     match waits.filter(|error| error.kind() != std::io::ErrorKind::NotConnected) {
-        None => Ok(ExitCode::SUCCESS),
+        None => {
+            if args.json {
+                println!("{}", serde_json::json!({ "dir": dir.to_string_lossy() }));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Some(error) => Err(CliError::NotAllCommitted(error)),
     }
 }

@@ -69,6 +69,9 @@ pub struct JoinArgs {
     /// With a storage invite: the address at which others reach this peer.
     #[arg(long)]
     listen: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn invite(args: InviteArgs) -> Result<ExitCode, CliError> {
@@ -232,6 +235,17 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
     config.network.get_or_insert(network.clone());
     config.networks.insert(network.clone(), configured);
     config.save(&paths.config_file())?;
+    say_joined(&args, &network, &name, &invite, &entered);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say_joined(args: &JoinArgs, network: &Label, name: &Label, invite: &Invite, entered: &Entered) {
+    if args.json {
+        let (id, role) = (entered.network.to_string(), invite.role);
+        let (network, name) = (network.as_str(), name.as_str());
+        let said = serde_json::json!({ "network": network, "id": id, "name": name, "role": role });
+        return println!("{said}");
+    }
     println!("joined {network} as {name}");
     let next = match invite.role {
         Role::Storage => "mictlan serve",
@@ -239,7 +253,6 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
         _ => "mictlan mount DIR",
     };
     println!("next    {next}");
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Those whom the inviting peer named; it may not be the one that leads.

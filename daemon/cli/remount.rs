@@ -14,7 +14,6 @@ use rustix::fs::StatVfsMountFlags;
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use std::path::Path;
-use std::process::ExitCode;
 
 /// What mount(8) copies from the kernel's table into the options of a remount.
 const OF_THE_TABLE: [&str; 9] = [
@@ -34,7 +33,7 @@ pub fn is_asked(lists: &[String]) -> bool {
     lists.iter().flat_map(|list| list.split(',')).any(|option| option == "remount")
 }
 
-pub fn remount(dir: &Path, lists: &[String]) -> Result<ExitCode, CliError> {
+pub fn remount(dir: &Path, lists: &[String]) -> Result<(), CliError> {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     if !session::mounted_type(&dir).is_some_and(|kind| kind.starts_with("fuse")) {
         return Err(CliError::NotMounted(dir));
@@ -55,7 +54,7 @@ pub fn remount(dir: &Path, lists: &[String]) -> Result<ExitCode, CliError> {
         return Err(OptionError::Fixed { option: "ro" }.into());
     }
     let done = rustix::mount::mount_remount(&dir, flags(there, &wanted), c"");
-    done.map(|()| ExitCode::SUCCESS).map_err(|error| match error {
+    done.map_err(|error| match error {
         Errno::PERM => CliError::Usage(format!(
             "only root may change a mount; nothing was changed. As its owner: mictlan umount {0}, \
              and mount it again",

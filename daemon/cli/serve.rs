@@ -3,10 +3,12 @@
 use super::connect::{self, label};
 use super::error::CliError;
 use super::{advice, announce, log, near, runtime};
-use crate::config::{Config, PEER_PORT, Paths};
+use crate::config::{Config, Network as Configured, PEER_PORT, Paths, Serve};
 use clap::Args;
 use mictlan::id::{Label, PeerId};
 use mictlan_mount::options::size;
+use serde_json::json;
+use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +22,9 @@ pub struct Init {
     /// Address at which other machines reach this peer, such as 192.0.2.7:4510.
     #[arg(long)]
     listen: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -38,6 +43,9 @@ pub struct ServeArgs {
     /// What fails together with this peer; by default its machine. Remembered.
     #[arg(long)]
     domain: Option<String>,
+    /// Print JSON: one line when it listens, one when it stores or votes for the others.
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn init(args: Init) -> Result<ExitCode, CliError> {
@@ -53,8 +61,13 @@ pub fn init(args: Init) -> Result<ExitCode, CliError> {
         Ok::<_, CliError>(())
     })?;
     let configured = &config.networks[&name];
-    println!("network {name} {}", configured.id);
-    println!("key     {}", config.key.as_ref().map_or("", Label::as_str));
+    let (id, key) = (configured.id.to_string(), config.key.as_ref().map_or("", Label::as_str));
+    if args.json {
+        println!("{}", json!({ "network": name.as_str(), "id": id, "key": key }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("network {name} {id}");
+    println!("key     {key}");
     println!(
         "next    mictlan mount DIR, or, to let other machines in: mictlan serve, mictlan invite"
     );
@@ -75,31 +88,7 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
         Some(name) => label(name)?,
         None => config.network.clone().ok_or(CliError::NoNetwork)?,
     };
-    let there = config.networks.keys().map(Label::to_string).collect::<Vec<_>>().join(", ");
-    let configured = config
-        .networks
-        .get_mut(&name)
-        .ok_or_else(|| CliError::UnknownNetwork { name: name.to_string(), there })?;
-    let Some(serve) = &mut configured.serve else {
-        return Err(CliError::Usage(format!(
-            "this machine is no peer of {name}; join it with an invite of role storage"
-        )));
-    };
-    let before = serve.clone();
-    if let Some(capacity) = &args.capacity {
-        let bytes = size(capacity).ok_or_else(|| {
-            CliError::Usage(format!("--capacity takes a size such as 500G, not {capacity:?}"))
-        })?;
-        serve.capacity = Some(bytes);
-    }
-    serve.listen = args.listen.or_else(|| serve.listen.take());
-    serve.listen.get_or_insert_with(|| format!("127.0.0.1:{PEER_PORT}"));
-    serve.store = args.store.or_else(|| serve.store.take());
-    if let Some(domain) = &args.domain {
-        serve.domain = Some(label(domain)?);
-    }
-    let (serve, changed) = (serve.clone(), *serve != before);
-    let configured = configured.clone();
+    let (configured, serve, changed) = settings(&mut config, &name, &args)?;
     let here = match connect::start_here(&paths, &name, &configured, &serve, false).await {
         Ok(here) => here,
         Err(error) => return Err(inside_a_mount(error, &paths, &name)),
@@ -114,7 +103,17 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     let address = serve.listen.clone().unwrap_or_default();
     tracing::info!(network = %name, peer = %PeerId(serve.id), %address, "serving");
     // For whoever started it and waits: one line, when it answers.
-    say(&format!("serving {name} at {address}"));
+    let told = |does, words: String| match args.json {
+        true => {
+            let (network, id) = (name.as_str(), configured.id.to_string());
+            let peer = serve.id;
+            say(
+                &json!({ "does": does, "network": network, "id": id, "peer": peer, "address": address }),
+            );
+        }
+        false => say(&words),
+    };
+    told("serves", format!("serving {name} at {address}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
     let announced = async {
@@ -125,7 +124,10 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
             tracing::warn!(%error, "the configuration still says that this peer asks for a vote");
         }
         let votes = here.sequencer.voters().contains(&PeerId(serve.id));
-        say(&format!("{} {name}", if votes { "voting in" } else { "storing for" }));
+        match votes {
+            true => told("votes", format!("voting in {name}")),
+            false => told("stores", format!("storing for {name}")),
+        }
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -139,6 +141,39 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     here.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is configured, with what was asked for now over it, and whether that is new.
+fn settings(
+    config: &mut Config,
+    name: &Label,
+    args: &ServeArgs,
+) -> Result<(Configured, Serve, bool), CliError> {
+    let there = config.networks.keys().map(Label::to_string).collect::<Vec<_>>().join(", ");
+    let configured = config
+        .networks
+        .get_mut(name)
+        .ok_or_else(|| CliError::UnknownNetwork { name: name.to_string(), there })?;
+    let Some(serve) = &mut configured.serve else {
+        return Err(CliError::Usage(format!(
+            "this machine is no peer of {name}; join it with an invite of role storage"
+        )));
+    };
+    let before = serve.clone();
+    if let Some(capacity) = &args.capacity {
+        let bytes = size(capacity).ok_or_else(|| {
+            CliError::Usage(format!("--capacity takes a size such as 500G, not {capacity:?}"))
+        })?;
+        serve.capacity = Some(bytes);
+    }
+    serve.listen = args.listen.clone().or_else(|| serve.listen.take());
+    serve.listen.get_or_insert_with(|| format!("127.0.0.1:{PEER_PORT}"));
+    serve.store = args.store.clone().or_else(|| serve.store.take());
+    if let Some(domain) = &args.domain {
+        serve.domain = Some(label(domain)?);
+    }
+    let (serve, changed) = (serve.clone(), *serve != before);
+    Ok((configured.clone(), serve, changed))
 }
 
 /// Where the peer does not listen yet, it is a mount that has the store, and nobody knows it as a
@@ -156,7 +191,7 @@ fn inside_a_mount(error: CliError, paths: &Paths, name: &Label) -> CliError {
 }
 
 /// Whoever started it may have stopped listening by now; that ends no peer.
-fn say(line: &str) {
+fn say(line: &impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
