@@ -1,12 +1,14 @@
 //! The peers of one network, as a mount or a command calls them.
 //!
-//! Owns: the links, which voter leads, going on to the next peer when one does not answer, and the
-//! ledger's time, by which requests are named.
+//! Owns: the links, which voter leads, going on to the next peer when one does not answer or is
+//! silent, and the ledger's time, by which requests are named.
 //! Never: repeats a call that was refused. What may have happened is repeated only where the
 //! sequencer answers a repetition like the first (records, commits, sessions: each has a `req`).
 
 use crate::host;
 use crate::link::{Link, LinkError, Trouble};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::id::{PeerId, Position, TimeMs, VolumeId};
 use mictlan::ledger::record::{Ulid, time};
@@ -17,10 +19,13 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// Between two rounds over all voters: an election takes about a second.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
+/// Who says nothing for so long may have stopped, or the way to it: the next voter is asked too. A
+/// follower costs nothing, since it says at once that it does not lead.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One peer with the way to it.
 #[derive(Clone)]
@@ -88,7 +93,8 @@ impl Network {
     }
 
     /// Calls a voter, the leader first, then each of the others, round after round until one
-    /// answers, it is refused, or `deadline` passes.
+    /// answers, it is refused, or `deadline` passes. Who is silent for a while is not given up, and
+    /// the next is asked beside it: so `call` is only for what may be asked of two voters at once.
     pub async fn voter<T, F>(
         &self,
         deadline: Duration,
@@ -97,46 +103,79 @@ impl Network {
     where
         F: Future<Output = Result<T, LinkError>>,
     {
-        self.first_word(deadline, call).await.map(|(answer, _)| answer)
+        self.voter_with_news(Duration::ZERO, deadline, call).await
     }
 
-    /// The same, with whether it is certain that no try before the answered one had an effect.
+    /// The same for a question that a voter may hold back for so long while it has no news.
+    pub async fn voter_with_news<T, F>(
+        &self,
+        held_back: Duration,
+        deadline: Duration,
+        call: impl Fn(Link) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<T, LinkError>>,
+    {
+        self.first_word(held_back + PATIENCE, deadline, call).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with whether it is certain that no try but the answered one had an effect.
     async fn first_word<T, F>(
         &self,
+        patience: Duration,
         deadline: Duration,
         call: impl Fn(Link) -> F,
     ) -> Result<(T, bool), CallError>
     where
         F: Future<Output = Result<T, LinkError>>,
     {
-        let started = Instant::now();
+        let over = Instant::now() + deadline;
+        let ask = |known: Known| {
+            let answer = call(known.link);
+            async move { (known.info.id, answer.await) }
+        };
+        let mut asked = FuturesUnordered::new();
+        // Who was asked in this round, and whose answers are still to come.
+        let (mut round, mut silent) = (Vec::new(), Vec::new());
         let (mut last, mut first) = (None, true);
         loop {
             let voters = self.voters_leader_first();
             if voters.is_empty() {
                 return Err(CallError::NobodyKnown);
             }
-            for known in voters {
-                let left = deadline.saturating_sub(started.elapsed());
-                let answer = tokio::time::timeout(left, call(known.link.clone())).await;
-                match answer {
-                    Ok(Ok(answer)) => {
-                        self.leader.store(known.info.id.0, Ordering::Relaxed);
-                        return Ok((answer, first));
-                    }
-                    Ok(Err(LinkError::Refused { why, .. })) => return Err(CallError::Refused(why)),
-                    Ok(Err(error)) => {
-                        first &= had_no_effect(&error);
-                        last = Some(self.learn(error));
-                    }
-                    Err(_) => first = false,
+            let unasked =
+                |known: &Known| !round.contains(&known.info.id) && !silent.contains(&known.info.id);
+            let wait = match voters.into_iter().find(unasked) {
+                Some(known) => {
+                    round.push(known.info.id);
+                    silent.push(known.info.id);
+                    asked.push(ask(known));
+                    patience
                 }
-                if started.elapsed() >= deadline {
+                None => {
+                    round.clear();
+                    if silent.is_empty() { ROUND_PAUSE } else { patience }
+                }
+            };
+            match timeout_at(over.min(Instant::now() + wait), one_of(&mut asked)).await {
+                Ok((voter, Ok(answer))) => {
+                    self.leader.store(voter.0, Ordering::Relaxed);
+                    return Ok((answer, first && asked.is_empty()));
+                }
+                Ok((_, Err(LinkError::Refused { why, .. }))) => {
+                    return Err(CallError::Refused(why));
+                }
+                Ok((voter, Err(error))) => {
+                    silent.retain(|id| *id != voter);
+                    first &= had_no_effect(&error);
+                    last = Some(self.learn(error));
+                }
+                Err(_) if Instant::now() >= over => {
                     let last = last.unwrap_or_else(|| "nothing".to_owned());
                     return Err(CallError::NoVoter { waited: deadline, last });
                 }
+                Err(_) => {}
             }
-            tokio::time::sleep(ROUND_PAUSE).await;
         }
     }
 
@@ -169,7 +208,7 @@ impl Network {
         append: &Append,
         deadline: Duration,
     ) -> Result<(Outcome, bool), CallError> {
-        let answer = self.first_word(deadline, |link| {
+        let answer = self.first_word(PATIENCE, deadline, |link| {
             let append = append.clone();
             async move { link.append(append).await }
         });
@@ -252,6 +291,14 @@ impl Network {
     }
 }
 
+/// The next answer; without end while nobody is asked.
+async fn one_of<F: Future>(asked: &mut FuturesUnordered<F>) -> F::Output {
+    match asked.next().await {
+        Some(answer) => answer,
+        None => std::future::pending().await,
+    }
+}
+
 /// Whether a try that failed so can have done nothing.
 fn had_no_effect(error: &LinkError) -> bool {
     match error {
@@ -260,5 +307,74 @@ fn had_no_effect(error: &LinkError) -> bool {
             Trouble::NotReached(_) | Trouble::Said(Failure::NotLeader { .. } | Failure::Busy(_))
         ),
         LinkError::Refused { .. } | LinkError::Unknown { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::client::Client;
+    use mictlan::id::{Label, PrincipalId};
+
+    fn voter(n: u8) -> Known {
+        let principal = PrincipalId([n; 32]);
+        let info = PeerInfo {
+            id: PeerId(n.into()),
+            name: Label::parse("voter").expect("a name"),
+            principal,
+            addresses: Vec::new(),
+            storage: true,
+            voter: true,
+            domain: String::new(),
+            weight: 1,
+        };
+        let nowhere = Client::new(reqwest::Client::new(), "http://nowhere/".to_owned(), principal);
+        Known { info, link: Link::Tls(nowhere) }
+    }
+
+    fn does_not_lead(at: PrincipalId, leader: u64) -> LinkError {
+        let leader = Some(PeerId(leader));
+        LinkError::said(at, Failure::NotLeader { leader }, false)
+    }
+
+    #[tokio::test]
+    async fn a_silent_voter_holds_nobody_up() {
+        let network = Network::new([1, 2, 3].map(voter).to_vec());
+        let (asked, long) = (Mutex::new(Vec::new()), Duration::from_secs(60));
+        // The first has stopped, and the second does not know it yet.
+        let call = |link: Link| {
+            let at = link.peer();
+            asked.lock().expect("no panic").push(at.0[0]);
+            async move {
+                match at.0[0] {
+                    1 => std::future::pending().await,
+                    2 => Err(does_not_lead(at, 1)),
+                    _ => Ok(at),
+                }
+            }
+        };
+        let (answer, certain) = network.first_word(PATIENCE, long, call).await.expect("answered");
+        assert_eq!((answer.0[0], certain), (3, false), "the first may have done it as well");
+        assert_eq!(*asked.lock().expect("no panic"), [1, 2, 3], "each once");
+        assert_eq!(network.voters_leader_first()[0].info.id, PeerId(3), "asked first from now on");
+    }
+
+    #[tokio::test]
+    async fn a_voter_that_is_slow_is_heard_whoever_was_asked_since() {
+        let network = Network::new([1, 2, 3].map(voter).to_vec());
+        let (others, both) = tokio::sync::watch::channel(0);
+        let call = |link: Link| {
+            let (at, others, mut both) = (link.peer(), others.clone(), both.clone());
+            async move {
+                if at.0[0] > 1 {
+                    others.send_modify(|others| *others += 1);
+                    return Err(does_not_lead(at, 1));
+                }
+                both.wait_for(|others| *others >= 2).await.expect("it is there");
+                Ok(at)
+            }
+        };
+        let answered = network.voter(Duration::from_secs(60), call).await;
+        assert_eq!(answered.expect("answered").0[0], 1);
     }
 }

@@ -1,9 +1,11 @@
-//! What a mount on three peers does when a disk of one of them fails, and when all are gone: an
-//! exact error or none, and everything that was acknowledged is there afterwards.
+//! What a mount on three peers does when a disk of one of them fails, when the leader falls silent,
+//! and when all are gone: an exact error or none, and everything that was acknowledged is there
+//! afterwards.
 
 use mictlan_tests::disk::{Disk, needs_root};
 use mictlan_tests::harness::{Home, alive, signal, wait_until};
 use mictlan_tests::three::{Three, noise, write_through};
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
@@ -173,5 +175,65 @@ fn a_mount_that_is_told_to_end_under_writing_keeps_all_that_was_closed() {
     let dir = alice.mount("mnt");
     for n in 0..closed {
         same(&dir.join(name(n)), &noise(n, 3000), &alice);
+    }
+}
+
+/// Which of the peers leads.
+fn leader(home: &Home) -> usize {
+    let found = Cell::new(None);
+    wait_until("somebody leads", || {
+        let report = home.run(&["status", "--json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+        found.set(report["leader"].as_u64());
+        found.get().is_some()
+    });
+    found.get().expect("it was waited for") as usize - 1
+}
+
+#[test]
+fn a_leader_that_falls_silent_does_not_stop_a_writer() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    // More than an election takes, less than a call to one voter is given.
+    let dir = alice.mount_with("mnt", &["-o", "deadline=40"]);
+    wait_until("it has its lease", || !alice.is_beside_others());
+    let leader = &three.peers[leader(&alice)];
+    // The connection that this goes over is the one that the next commit finds.
+    write_through(&dir.join("before"), b"before").expect("on its peers");
+    leader.hang();
+    for (name, bytes) in [("small", noise(1, 1000)), ("large", noise(2, 2 << 20))] {
+        let written = write_through(&dir.join(name), &bytes);
+        written.unwrap_or_else(|error| panic!("{name}: {error}{}", alice.log()));
+        same(&dir.join(name), &bytes, &alice);
+    }
+    leader.go_on();
+    write_through(&dir.join("after"), b"after").expect("work goes on");
+    alice.unmount(&dir);
+}
+
+#[test]
+fn a_leader_that_falls_silent_does_not_stop_those_who_ask_it() {
+    let three = Three::start();
+    let (alice, bob, carol) = (three.user("alice"), three.user("bob"), three.user("carol"));
+    // A new leader lets nobody pass for one term of leases.
+    let dir = alice.mount_with("mnt", &["-o", "deadline=40"]);
+    let beside = bob.mount_with("mnt", &["-o", "deadline=40"]);
+    let reader = carol.mount_with("mnt", &["-o", "ro,coherent,deadline=40"]);
+    write_through(&dir.join("file"), b"before").expect("on its peers");
+    write_through(&dir.join("other"), b"other").expect("on its peers");
+    let leader = &three.peers[leader(&alice)];
+    same(&beside.join("file"), b"before", &bob);
+    same(&reader.join("file"), b"before", &carol);
+    leader.hang();
+    // A name that the kernel does not know: of one that it knows it would ask twice.
+    same(&reader.join("other"), b"other", &carol);
+    write_through(&dir.join("file"), b"while it is silent").expect("on the other peers");
+    same(&reader.join("file"), b"while it is silent", &carol);
+    same(&beside.join("file"), b"while it is silent", &bob);
+    write_through(&beside.join("file"), b"by the other").expect("on the other peers");
+    same(&dir.join("file"), b"by the other", &alice);
+    leader.go_on();
+    for (home, dir) in [(&alice, &dir), (&bob, &beside), (&carol, &reader)] {
+        home.unmount(dir);
     }
 }

@@ -114,7 +114,7 @@ impl Volume {
         };
         let page = self
             .network
-            .voter(self.options.deadline + wait, |link| {
+            .voter_with_news(wait, self.options.deadline + wait, |link| {
                 let follow = follow.clone();
                 async move { link.follow(follow).await }
             })

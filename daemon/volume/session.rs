@@ -64,7 +64,7 @@ impl Volume {
         let wait_ms = NEWS_WAIT.as_millis() as u32;
         let heartbeat = Heartbeat { release, wait_ms, ..self.beat_of(self.credit_said()) };
         self.network
-            .voter(self.options.deadline, |link| {
+            .voter_with_news(NEWS_WAIT, self.options.deadline, |link| {
                 let heartbeat = heartbeat.clone();
                 async move { link.heartbeat(heartbeat).await }
             })
