@@ -6,7 +6,7 @@
 
 use super::file::OpenFile;
 use super::journal::Seq;
-use super::state::{Core, Mode};
+use super::state::{Core, Mode, Progress};
 use super::void::Void;
 use super::{Stale, Volume};
 use crate::link::Link;
@@ -27,6 +27,7 @@ use mictlan::wire::{Barrier, Follow, Followed, LeaseUnit, Page};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How long a peer holds a question for news back. A view may be 3 s old before that is told, so
@@ -206,9 +207,10 @@ impl Volume {
 
     /// Brings the view to `position`, page by page; each has until `deadline`, or as long as all
     /// together were given, from where the one before was applied. A volume that is just coming up
-    /// has nobody else who would fetch them.
+    /// has nobody else who would fetch them; later its follower may be first.
     async fn apply_until(&self, position: Position, deadline: Instant) -> Result<(), FsError> {
-        let mut by = deadline;
+        let (mut by, mut warned) = (deadline, false);
+        let mut progress = self.progress.subscribe();
         loop {
             let applied = self.progress.borrow().applied;
             if applied >= position {
@@ -219,14 +221,23 @@ impl Volume {
                 tracing::warn!(%applied, %position, "the log could not be read up to here in time");
                 return Err(FsError::TimedOut);
             }
-            match tokio::time::timeout(left, self.page(applied, WAIT.min(left))).await {
+            let page = tokio::time::timeout(left, self.page(applied, WAIT.min(left)));
+            let page = tokio::select! {
+                page = page => page,
+                // The volume's own follower has it from another voter.
+                () = reached(&mut progress, position) => continue,
+            };
+            match page {
                 Ok(Ok(page)) => self.apply_page(page).await.map_err(|error| {
                     tracing::error!(%error, "the volume stands still before this record");
                     FsError::Io
                 })?,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "the next page of the log cannot be had now");
-                    tokio::time::sleep(PAUSE.min(left)).await;
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!(%error, "the next page of the log cannot be had now");
+                    }
+                    let pause = PAUSE.min(left);
+                    let _ = tokio::time::timeout(pause, reached(&mut progress, position)).await;
                 }
                 Err(_) => {}
             }
@@ -442,6 +453,12 @@ impl Volume {
             self.progress.send_modify(|progress| progress.stuck = Some(FsError::Io));
         }
     }
+}
+
+/// Waits until everything before `position` is in the view.
+async fn reached(progress: &mut watch::Receiver<Progress>, position: Position) {
+    // The volume, whose progress it is, outlives whoever waits for it.
+    let _ = progress.wait_for(|progress| progress.applied >= position).await;
 }
 
 /// The part of a page before `limit`.

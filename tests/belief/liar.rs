@@ -192,7 +192,7 @@ fn placement() -> Placement {
 }
 
 /// Passes everything on, until it shows a record of its own at the end of the log and then no more,
-/// or other bytes than the payloads that the records name.
+/// or other bytes than the payloads that the records name, or is silent to whoever asks second.
 pub struct Liar {
     honest: Arc<Peer>,
     caller: Caller,
@@ -205,6 +205,24 @@ pub struct Liar {
     shown: Mutex<Option<Position>>,
     /// Told when it was.
     told: Notify,
+    held: Held,
+}
+
+/// Two who ask for the log from one position: the first is answered when the second has asked, and
+/// the second never.
+#[derive(Default)]
+struct Held {
+    state: Mutex<Hold>,
+    first: Notify,
+    second: Notify,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    Nobody,
+    WhoAsksNext,
+    From(Position),
 }
 
 impl Liar {
@@ -219,7 +237,38 @@ impl Liar {
             spoils: AtomicBool::new(false),
             shown: Mutex::new(None),
             told: Notify::new(),
+            held: Held::default(),
         })
+    }
+
+    /// Holds the follower's next question back until somebody else asks the same, whom it never
+    /// answers; returns when it has the follower's.
+    pub async fn holds_the_log_back(&self) {
+        *self.held.state.lock().expect("no test panics here") = Hold::WhoAsksNext;
+        self.held.first.notified().await;
+    }
+
+    async fn hold_back(&self, follow: Follow) -> Result<Page, Failure> {
+        let held = {
+            let mut state = self.held.state.lock().expect("no test panics here");
+            let held = *state;
+            if held == Hold::WhoAsksNext {
+                *state = Hold::From(follow.from);
+            }
+            held
+        };
+        match held {
+            Hold::WhoAsksNext => {
+                self.held.first.notify_one();
+                self.held.second.notified().await;
+            }
+            Hold::From(from) if from == follow.from => {
+                self.held.second.notify_one();
+                return std::future::pending().await;
+            }
+            Hold::From(_) | Hold::Nobody => {}
+        }
+        self.pass_on(follow).await
     }
 
     /// From now on it lies; returns when the mount was shown the record.
@@ -300,7 +349,7 @@ impl Sequencing for Liar {
     fn follow(&self, _: PrincipalId, follow: Follow) -> Answering<'_, Page> {
         match self.lies.load(Ordering::SeqCst) {
             true => Box::pin(self.lie(follow)),
-            false => Box::pin(self.pass_on(follow)),
+            false => Box::pin(self.hold_back(follow)),
         }
     }
     fn read_position(&self, _: PrincipalId, barrier: Barrier) -> Answering<'_, Position> {

@@ -121,6 +121,25 @@ async fn an_honest_log_that_grows_beside_a_mount_is_believed() {
     world.end().await;
 }
 
+/// What it looks for is shown to the volume's follower, and to nobody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_is_answered_when_the_follower_has_what_it_waits_for() {
+    let world = World::found().await;
+    let liar = Liar::of(&world);
+    let deadline = 10 * DEADLINE;
+    let options = Options { read_only: true, coherent: true, deadline, ..Options::default() };
+    let volume = world.mount_with(&liar, options).await;
+    liar.holds_the_log_back().await;
+    world.order_a_note().await;
+    let look = volume.clone().lookup(WHO, Ino::ROOT, name("none"));
+    let found = tokio::time::timeout(DEADLINE, look).await.expect("it does not wait in vain");
+    assert!(
+        matches!(found, Ok(Found::Nothing { .. }) | Err(FsError::NotFound)),
+        "nothing is there"
+    );
+    world.end().await;
+}
+
 #[test]
 fn a_network_that_was_set_back_is_not_mounted_again() {
     let home = Home::new();
