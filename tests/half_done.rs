@@ -1,11 +1,13 @@
 //! Mounts that are killed between two steps: their journals are cut where the kill would have.
 
+use mictlan::meta::namespace::Op;
 use mictlan_daemon::volume::journal::{Entry, Journal, Left};
 use mictlan_tests::forger;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Three, files, noise};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -98,4 +100,44 @@ fn a_mount_that_is_killed_while_it_plans_again_does_nothing_twice() {
         let read = fs::read_to_string(dir.join(name)).expect("there");
         assert_eq!(read, text, "{name}{}", alice.log());
     }
+}
+
+/// How often bytes that were appended got their place in the next commit.
+fn sealings(home: &Home) -> usize {
+    let sealing = |entry: &&Entry| matches!(entry, Entry::Op { op: Op::Append(_), .. });
+    entries(home).iter().filter(sealing).count()
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an application's own fsync is what is tested")]
+fn what_was_sealed_while_its_file_was_open_is_there_after_close_and_kill() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount_with("mnt", &["-o", "deadline=5"]);
+    fs::write(dir.join("file"), b"first, ").expect("written");
+    File::open(&dir).and_then(|root| root.sync_all()).expect("all is committed");
+    // Without peers the lease ends after some seconds, and then `close` waits for them.
+    let acknowledged = (0..20).any(|n| {
+        wait_until("the mount is alone on the volume", || !alice.is_beside_others());
+        let before = sealings(&alice);
+        let mut file = OpenOptions::new().append(true).open(dir.join("file")).expect("open");
+        three.peers.iter().for_each(|peer| peer.kill());
+        // Whose turn it is to be committed takes along what was written before.
+        let made = |()| fs::create_dir(dir.join(n.to_string()));
+        let acknowledged = file.write_all(b"last").and_then(made).is_ok() && {
+            wait_until("it is sealed", || sealings(&alice) > before);
+            // SAFETY: the descriptor is this file's, which is forgotten.
+            unsafe { libc::close(file.into_raw_fd()) == 0 }
+        };
+        if !acknowledged {
+            three.peers.iter().for_each(|peer| peer.serve_until("serving"));
+        }
+        acknowledged
+    });
+    assert!(acknowledged, "{}", alice.log());
+    alice.kill_daemon(&dir);
+    three.peers.iter().for_each(|peer| peer.serve_until("serving"));
+    let dir = alice.mount("mnt");
+    let read = fs::read_to_string(dir.join("file")).expect("there");
+    assert!(read.ends_with("last"), "{read}{}", alice.log());
 }

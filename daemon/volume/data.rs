@@ -7,7 +7,7 @@
 //! - `fsync`: they are committed, with everything that this mount did before.
 
 use super::commit::not_durable;
-use super::file::{OpenFile, What};
+use super::file::{ENTRY_BYTES, FileData, OpenFile, What};
 use super::journal::{Entry, Journaled, Seq};
 use super::local::{broken, journal_failed, now};
 use super::state::Mode;
@@ -18,6 +18,7 @@ use mictlan::meta::error::{FsError, ReadError};
 use mictlan::meta::namespace::{SIZE_MAX, read};
 use mictlan_mount::options::Durability;
 use mictlan_mount::vfs::WriteAt;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::time::timeout;
 
@@ -163,21 +164,28 @@ impl Volume {
 
     /// Puts the file's dirty bytes into the journal; from here on a crash loses none of them.
     fn journal_data(&self, file: &OpenFile) -> Result<(), FsError> {
-        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let mut data = file.data();
         self.takes_changes()?;
+        self.journal_rest(file.ino, &mut data)
+    }
+
+    /// The same, under the lock of the file's data. After an error the next call does the rest.
+    pub(super) fn journal_rest(&self, ino: Ino, data: &mut FileData) -> Result<(), FsError> {
+        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let Some(pending) = data.pending else { return Ok(()) };
-        for (offset, bytes) in data.take_unjournaled() {
-            let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
-            let entry = Entry::Data { ino: file.ino, offset, mtime, kill_priv, bytes };
-            let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
+        let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
+        let append = |entry| journal.append(&entry).map_err(|error| journal_failed(&error));
+        for Range { start: offset, end } in data.unjournaled() {
+            let mut bytes = vec![0; (end - offset) as usize];
+            data.dirty.read_over(offset, &mut bytes);
+            let seq = append(Entry::Data { ino, offset, mtime, kill_priv, bytes })?;
             data.journaled(Journaled::here(seq));
         }
-        if let Some(bytes) = data.tail.unjournaled() {
-            let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
-            let entry = Entry::Appended { ino: file.ino, mtime, kill_priv, bytes };
-            let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
-            data.tail.journaled(Journaled::here(seq));
+        data.unjournaled.clear();
+        while let Some(bytes) = data.tail.unjournaled(ENTRY_BYTES) {
+            let len = bytes.len() as u64;
+            let seq = append(Entry::Appended { ino, mtime, kill_priv, bytes })?;
+            data.tail.journaled(len, Journaled::here(seq));
         }
         Ok(())
     }

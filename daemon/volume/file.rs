@@ -19,6 +19,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::time::Instant;
 
+/// So much goes into one entry of the journal.
+pub const ENTRY_BYTES: u64 = 4 << 20;
+
 pub struct OpenFile {
     pub ino: Ino,
     /// Held while bytes go from dirty to extents and while the size is changed, so that these
@@ -109,7 +112,10 @@ impl OpenFile {
             for gap in data.dirty.gaps(offset..end) {
                 let (from, to) = ((gap.start - offset) as usize, (gap.end - offset) as usize);
                 data.dirty.write(gap.start, &bytes[from..to]);
-                data.unjournaled.push(gap);
+                // A sealing is in a journal as a whole or not at all.
+                if data.journaled_sealing.is_none() {
+                    data.unjournaled.push(gap);
+                }
             }
         }
         let (sealing, since) = (data.journaled_sealing.take(), data.journaled);
@@ -292,28 +298,37 @@ impl FileData {
         }
     }
 
-    /// Bytes that `close` must put into the journal: what is dirty and not there yet.
-    pub fn take_unjournaled(&mut self) -> Vec<(u64, Vec<u8>)> {
+    /// What is dirty and not in the journal yet, in ranges that an entry holds.
+    pub fn unjournaled(&self) -> Vec<Range<u64>> {
         let mut out = Vec::new();
-        let ranges = std::mem::take(&mut self.unjournaled);
         for dirty in self.dirty.ranges() {
-            for range in &ranges {
+            for range in &self.unjournaled {
                 let (from, to) = (range.start.max(dirty.start), range.end.min(dirty.end));
-                if from < to {
-                    let mut bytes = vec![0; (to - from) as usize];
-                    self.dirty.read_over(from, &mut bytes);
-                    out.push((from, bytes));
-                }
+                let pieces = (from..to).step_by(ENTRY_BYTES as usize);
+                out.extend(pieces.map(|at| at..to.min(at + ENTRY_BYTES)));
             }
         }
         out
+    }
+
+    /// Whether a sealing has to find all that it takes in the journal. A `small` one may travel
+    /// inside a commit, and then its chunk is nowhere before that is ordered, though `close` does not
+    /// wait for it. One that takes bytes which are there stands for all of them when it is taken for
+    /// lost, so all of them must be there. What was taken over is in the journal that it comes from.
+    pub fn is_to_be_journaled(&self, what: What, small: bool) -> bool {
+        let places = || self.journaled.into_iter().chain(self.tail.place());
+        let in_part = places().any(|place| place.origin.is_none());
+        let takes = what != What::WholeChunks || self.waiting_bytes() >= Cutter::MAX as u64;
+        takes && (small || in_part) && places().all(|place| place.origin.is_none())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::journal::Origin;
     use super::*;
     use crate::chunks::budget::Budget;
+    use mictlan::id::SessionId;
 
     #[tokio::test]
     async fn what_is_still_dirty_is_still_charged() {
@@ -329,6 +344,40 @@ mod tests {
             assert!(budget.used_bytes() >= left, "{left} dirty, {} charged", budget.used_bytes());
         }
         assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn a_sealing_is_in_the_journal_as_a_whole_or_not_at_all() {
+        let file = OpenFile::new(Ino(7));
+        let left = || file.data().unjournaled().iter().map(|r| r.end - r.start).collect::<Vec<_>>();
+        file.data().dirty.write(0, &[1; 10]);
+        file.data().unjournaled.push(0..10);
+        assert!(file.data().is_to_be_journaled(What::Everything, true));
+        assert!(
+            !file.data().is_to_be_journaled(What::Everything, false),
+            "its chunk is waited for"
+        );
+        let here = Journaled::here(Seq(3));
+        let elsewhere =
+            Journaled { origin: Some(Origin { session: SessionId(1), seq: Seq(2) }), ..here };
+        for (place, expected) in [(here, true), (elsewhere, false)] {
+            file.data().journaled = Some(place);
+            assert_eq!(file.data().is_to_be_journaled(What::Everything, false), expected);
+            assert!(!file.data().is_to_be_journaled(What::WholeChunks, false), "nothing is taken");
+        }
+        for (place, bytes) in [(Some(here), vec![]), (None, vec![10])] {
+            let mut data = file.data();
+            data.sealing = data.dirty.take_all();
+            (data.journaled, data.journaled_sealing) = (None, place);
+            data.unjournaled.clear();
+            drop(data);
+            file.put_back();
+            assert_eq!(left(), bytes);
+        }
+        file.data().unjournaled.clear();
+        file.data().dirty.write(0, &vec![1; 9 << 20]);
+        file.data().unjournaled.push(0..9 << 20);
+        assert_eq!(left(), [4 << 20, 4 << 20, 1 << 20]);
     }
 
     #[tokio::test]

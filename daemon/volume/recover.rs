@@ -339,7 +339,7 @@ impl Volume {
                     }
                     None => {
                         data.append(&bytes, mtime, kill_priv, charge);
-                        data.tail.journaled(at);
+                        data.tail.journaled(bytes.len() as u64, at);
                     }
                 }
                 Ok(())

@@ -217,6 +217,9 @@ impl Volume {
         }
         // Without the data secret nothing is ever written.
         let Some(cutter) = self.cutter() else { return Ok(None) };
+        if data.is_to_be_journaled(what, at_most < u64::MAX) {
+            self.journal_rest(file.ino, &mut data)?;
+        }
         let long = data.tail.waiting() >= STREAM_BYTES;
         let next = self.journal.as_ref().map(|journal| journal.next());
         let held = |place: Option<Journaled>| Holds {

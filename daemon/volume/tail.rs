@@ -94,16 +94,17 @@ impl Tail {
         (self.journaled, self.place) = (journaled, place);
     }
 
-    /// What the journal does not have yet.
-    pub fn unjournaled(&self) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; (self.waiting.bytes() - self.journaled) as usize];
+    /// The first `at_most` bytes of what the journal does not have yet.
+    pub fn unjournaled(&self, at_most: u64) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; (self.waiting.bytes() - self.journaled).min(at_most) as usize];
         self.waiting.read_over(self.journaled, &mut bytes);
         (!bytes.is_empty()).then_some(bytes)
     }
 
-    /// A journal has all of them now; the last of them at `place`.
-    pub fn journaled(&mut self, place: Journaled) {
-        self.journaled = self.waiting.bytes();
+    /// A journal has so many more of them now; the last of these at `place`.
+    pub fn journaled(&mut self, bytes: u64, place: Journaled) {
+        self.journaled += bytes;
+        assert!(self.journaled <= self.waiting.bytes(), "what waits is what is journaled");
         self.place = Some(self.place.map_or(place, |first| first.and(Some(place))));
     }
 
@@ -148,12 +149,15 @@ mod tests {
     fn what_could_not_be_placed_comes_back_first_and_is_journaled_once() {
         let mut tail = Tail::default();
         tail.append(b"ab");
-        assert_eq!(tail.unjournaled(), Some(b"ab".to_vec()));
-        tail.journaled(Journaled::here(Seq(7)));
+        assert_eq!(tail.unjournaled(9), Some(b"ab".to_vec()));
+        assert_eq!(tail.unjournaled(1), Some(b"a".to_vec()));
+        tail.journaled(1, Journaled::here(Seq(7)));
+        assert_eq!(tail.unjournaled(9), Some(b"b".to_vec()));
+        tail.journaled(1, Journaled::here(Seq(8)));
         assert_eq!(tail.take().as_deref(), Some(&b"ab"[..]));
         tail.append(b"c");
         tail.put_back();
-        assert_eq!((tail.unjournaled(), tail.floor()), (Some(b"c".to_vec()), Some(Seq(7))));
+        assert_eq!((tail.unjournaled(9), tail.floor()), (Some(b"c".to_vec()), Some(Seq(7))));
         assert_eq!(tail.take().as_deref(), Some(&b"abc"[..]), "in the order of the writes");
         assert_eq!((tail.placed(), tail.is_empty()), (Some(Seq(7)), true));
     }
