@@ -118,8 +118,8 @@ pub fn order(home: &Home, body: impl FnOnce(&VolumeInfo, &Head) -> Body) -> Posi
     })
 }
 
-/// Takes the place of session `old`, as a mount does that begins, and dies there.
-pub fn heir_that_dies(home: &Home, old: SessionId) {
+/// Takes the place of session `old`, as a mount does that begins, and dies there: its session.
+pub fn heir_that_dies(home: &Home, old: SessionId) -> SessionId {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let member = Member::of(home).await;
@@ -128,7 +128,8 @@ pub fn heir_that_dies(home: &Home, old: SessionId) {
         let reason = "its mount ended without closing it".to_owned();
         let fence = Fence { reason, session: old, successor: Some(opened.session), volume };
         member.append(Body::Fence(fence)).await;
-    });
+        opened.session
+    })
 }
 
 /// Commits in the name of the user whose home it is, in a session of its own: what they change, and

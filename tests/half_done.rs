@@ -1,13 +1,16 @@
 //! Mounts that are killed between two steps: their journals are cut where the kill would have.
 
-use mictlan::meta::namespace::Op;
-use mictlan_daemon::volume::journal::{Entry, Journal, Left};
+use mictlan::id::{Ino, Name, Position};
+use mictlan::meta::inode::Stamp;
+use mictlan::meta::namespace::{Op, Place};
+use mictlan_daemon::volume::journal::{About, Entry, Holds, Journal, Left};
 use mictlan_tests::forger;
 use mictlan_tests::harness::{Home, wait_until};
-use mictlan_tests::three::{Three, files, noise};
+use mictlan_tests::three::{Three, files, noise, write_through};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::IntoRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,9 +42,16 @@ fn cut(home: &Home, last: impl Fn(&Entry) -> bool) {
     let (about, entries) = (left.about, left.entries.clone());
     assert_eq!(entries[0].0.0, 1, "nothing was committed of it");
     let until = entries.iter().rposition(|(_, entry)| last(entry)).expect("it came");
+    let entries: Vec<Entry> = entries[..until].iter().map(|(_, entry)| entry.clone()).collect();
     left.remove().expect("removed");
-    let journal = Journal::create(&dir, about, key.public()).expect("created");
-    for (_, entry) in &entries[..until] {
+    rewrite(home, &dir, about, &entries);
+}
+
+/// A journal that has these entries, in the place of one of the session, if there is.
+fn rewrite(home: &Home, dir: &Path, about: About, entries: &[Entry]) {
+    let _ = fs::remove_dir_all(dir);
+    let journal = Journal::create(dir, about, forger::key(home).public()).expect("created");
+    for entry in entries {
         journal.append(entry).expect("appended");
     }
 }
@@ -140,4 +150,47 @@ fn what_was_sealed_while_its_file_was_open_is_there_after_close_and_kill() {
     let dir = alice.mount("mnt");
     let read = fs::read_to_string(dir.join("file")).expect("there");
     assert!(read.ends_with("last"), "{read}{}", alice.log());
+}
+
+fn data(ino: u64, bytes: &[u8]) -> Entry {
+    let (mtime, bytes) = (Stamp { secs: 1, nanos: 0 }, bytes.to_vec());
+    Entry::Data { ino: Ino(ino), offset: 0, mtime, kill_priv: false, bytes }
+}
+
+/// The removal of a file that nobody has open, as its mount notes it.
+fn removal(name: &str, ino: u64) -> [Entry; 2] {
+    let at = Place { dir: Ino::ROOT, name: Name::parse(name.as_bytes()).expect("a name") };
+    [Op::Unlink(at), Op::Reap { ino: Ino(ino) }].map(|op| {
+        let (now, base) = (Stamp { secs: 2, nanos: 0 }, Position(0));
+        Entry::Op { now, base, holds: Holds::default(), op }
+    })
+}
+
+#[test]
+fn bytes_whose_file_is_removed_while_they_are_taken_over_are_kept() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount("mnt");
+    for name in ["own", "another's"] {
+        write_through(&dir.join(name), b"first").expect("committed");
+    }
+    let ino = |name: &str| fs::metadata(dir.join(name)).expect("there").ino();
+    let (own, anothers) = (ino("own"), ino("another's"));
+    alice.kill_daemon(&dir);
+    // What the heir wrote is taken first; then what the one before it removed.
+    let first = journal_of(&alice);
+    let left =
+        Left::find(first.parent().expect("of the volume"), &forger::key(&alice), &mut vec![]);
+    let about = left.expect("readable").remove(0).about;
+    let session = forger::heir_that_dies(&alice, about.session);
+    let heirs = first.with_file_name(session.to_string());
+    rewrite(&alice, &heirs, About { session, ..about }, &[data(anothers, b"kept")]);
+    let removals = [removal("own", own), removal("another's", anothers)].concat();
+    rewrite(&alice, &first, about, &[&[data(own, b"gone")], &removals[..]].concat());
+
+    let dir = alice.mount("mnt");
+    let there = names(&dir);
+    assert_eq!(there.len(), 2, "a file and the ledger: {there:?}{}", alice.log());
+    assert!(there[0].starts_with(&format!("inode-{anothers}.recovered-")), "{there:?}");
+    assert_eq!(fs::read(dir.join(&there[0])).expect("kept"), b"kept", "{}", alice.log());
 }

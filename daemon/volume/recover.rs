@@ -308,7 +308,10 @@ impl Volume {
             Again::Op(now, op) => {
                 self.bytes_before(now, &op).await?;
                 match self.place(&op, now, holds, under).await {
-                    Ok(_) => Ok(()),
+                    Ok(_) => {
+                        self.forgotten_with(&op, origin.session).await;
+                        Ok(())
+                    }
                     Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => Err(error),
                     Err(error) => self.refused_again(now, op, error, holds.origin, under).await,
                 }
@@ -344,6 +347,18 @@ impl Volume {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Who removed a file and had it open no more lost its bytes by that; not what another wrote.
+    async fn forgotten_with(&self, op: &Op, by: SessionId) {
+        let Op::Reap { ino } = op else { return };
+        let Some(file) = self.core().files.get(ino).cloned() else { return };
+        let _order = file.order.lock().await;
+        let mut data = file.data();
+        let mut places = data.journaled.into_iter().chain(data.tail.place());
+        if places.all(|place| place.origin.is_some_and(|origin| origin.session == by)) {
+            data.forget_bytes();
         }
     }
 

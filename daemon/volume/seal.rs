@@ -274,7 +274,7 @@ impl Volume {
     ) -> Result<(), FsError> {
         let Taken { file, appended, pending, holds, epoch, .. } = taken;
         let (ino, mtime, kill_priv) = (file.ino, pending.mtime, pending.kill_priv);
-        let op = match appended {
+        let mut op = match appended {
             true => Op::Append(namespace::Append { ino, extents, mtime, kill_priv }),
             false => {
                 Op::Write(namespace::Write { ino, extents, end: pending.end, mtime, kill_priv })
@@ -291,13 +291,12 @@ impl Volume {
                     file.put_back();
                     return Ok(());
                 }
-                // Unlinked, and nobody has it open any more: the bytes have nowhere to go.
                 Err(FsError::Stale) => {
-                    let mut data = file.data();
-                    data.sealing.clear();
-                    data.journaled_sealing = None;
-                    data.forget_bytes();
-                    return Ok(());
+                    match self.gone_before(&file, op, pending.ctime, holds).await? {
+                        Some(elsewhere) => op = elsewhere,
+                        None => return Ok(()),
+                    }
+                    Ok(())
                 }
                 Err(error) => Err(error),
             };

@@ -7,6 +7,7 @@
 
 use crate::host;
 use crate::volume::Volume;
+use crate::volume::file::OpenFile;
 use crate::volume::journal::{Holds, Origin};
 use crate::volume::local::{self, Under};
 use mictlan::file::Extent;
@@ -85,6 +86,40 @@ impl Volume {
         let holds = Holds { origin, ..Holds::default() };
         self.place(&again, now, holds, under).await?;
         Ok(())
+    }
+
+    /// Another host removed the file that `op` was to place bytes in. Those that were acknowledged
+    /// get a file of their own; of others, whoever has the file open is told.
+    pub(in crate::volume) async fn gone_before(
+        &self,
+        file: &OpenFile,
+        op: Op,
+        now: Stamp,
+        holds: Holds,
+    ) -> Result<Option<Op>, FsError> {
+        let inode = file.ino.0;
+        if holds == Holds::default() {
+            tracing::error!(
+                inode,
+                "bytes that no close had acknowledged have nowhere to go: \
+                another mount removed their file"
+            );
+            let mut data = file.data();
+            data.sealing.clear();
+            data.forget_bytes();
+            data.failed = Some(FsError::Stale).filter(|_| data.handles > 0);
+            return Ok(None);
+        }
+        tracing::error!(inode, "bytes were acknowledged, and another mount removed their file");
+        if holds.origin.is_none() {
+            self.core().broken_promise = Some(FsError::Io);
+        }
+        let ino = self.file_for_bytes(file.ino, now, None, Under::Certification).await?;
+        Ok(Some(match op {
+            Op::Write(write) => Op::Write(Write { ino, ..write }),
+            Op::Append(append) => Op::Append(Append { ino, ..append }),
+            op => op,
+        }))
     }
 
     /// Appends a line to the list of what was refused.
