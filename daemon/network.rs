@@ -2,19 +2,26 @@
 //!
 //! Owns: the links, which voter leads, going on to the next peer when one does not answer or is
 //! silent, and the ledger's time, by which requests are named.
-//! Never: repeats a call that was refused. What may have happened is repeated only where the
-//! sequencer answers a repetition like the first (records, commits, sessions: each has a `req`).
+//! Never: believes one voter's refusal against the others. What may have happened is repeated only
+//! where the sequencer answers a repetition like the first (records, commits, sessions: each has a
+//! `req`).
+
+mod heard;
+#[cfg(test)]
+mod tests;
 
 use crate::host;
-use crate::link::{Link, LinkError, Trouble};
+use crate::link::{Link, LinkError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use heard::{Heard, hint};
 use mictlan::cluster::refusal::Refusal;
-use mictlan::id::{PeerId, Position, TimeMs, VolumeId};
+use mictlan::id::{Attempt, PeerId, Position, SessionId, TimeMs, VolumeId};
 use mictlan::ledger::record::{Ulid, time};
 use mictlan::wire::{
     Answer, Append, Barrier, Failure, OpenSession, Outcome, PeerInfo, Query, SessionOpened,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -26,6 +33,9 @@ const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// Who says nothing for so long may have stopped, or the way to it: the next voter is asked too. A
 /// follower costs nothing, since it says at once that it does not lead.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A request of a session: which attempt, and its number in that.
+type Turn = (Attempt, u64);
 
 /// One peer with the way to it.
 #[derive(Clone)]
@@ -95,6 +105,7 @@ impl Network {
     /// Calls a voter, the leader first, then each of the others, round after round until one
     /// answers, it is refused, or `deadline` passes. Who is silent for a while is not given up, and
     /// the next is asked beside it: so `call` is only for what may be asked of two voters at once.
+    /// A refusal counts when most voters stand behind it, or nobody speaks against it.
     pub async fn voter<T, F>(
         &self,
         deadline: Duration,
@@ -116,7 +127,8 @@ impl Network {
     where
         F: Future<Output = Result<T, LinkError>>,
     {
-        self.first_word(held_back + PATIENCE, deadline, call).await.map(|(answer, _)| answer)
+        let (word, _) = self.first_word(held_back + PATIENCE, deadline, call).await?;
+        word.map_err(CallError::Refused)
     }
 
     /// The same, with whether it is certain that no try but the answered one had an effect.
@@ -125,68 +137,60 @@ impl Network {
         patience: Duration,
         deadline: Duration,
         call: impl Fn(Link) -> F,
-    ) -> Result<(T, bool), CallError>
+    ) -> Result<(Result<T, Failure>, bool), CallError>
     where
         F: Future<Output = Result<T, LinkError>>,
     {
         let over = Instant::now() + deadline;
-        let ask = |known: Known| {
-            let answer = call(known.link);
-            async move { (known.info.id, answer.await) }
+        let ask = |known: &Known| {
+            let (voter, answer) = (known.info.id, call(known.link.clone()));
+            async move { (voter, answer.await) }
         };
         let mut asked = FuturesUnordered::new();
         // Who was asked in this round, and whose answers are still to come.
-        let (mut round, mut silent) = (Vec::new(), Vec::new());
-        let (mut last, mut first) = (None, true);
+        let (mut round, mut silent) = (BTreeSet::new(), BTreeSet::new());
+        let mut heard = Heard::default();
         loop {
             let voters = self.voters_leader_first();
             if voters.is_empty() {
                 return Err(CallError::NobodyKnown);
             }
-            let unasked =
-                |known: &Known| !round.contains(&known.info.id) && !silent.contains(&known.info.id);
-            let wait = match voters.into_iter().find(unasked) {
-                Some(known) => {
-                    round.push(known.info.id);
-                    silent.push(known.info.id);
-                    asked.push(ask(known));
-                    patience
-                }
-                None => {
-                    round.clear();
-                    if silent.is_empty() { ROUND_PAUSE } else { patience }
-                }
-            };
+            let unasked = |id| !round.contains(id) && !silent.contains(id);
+            let next = voters.iter().find(|known| unasked(&known.info.id));
+            let wait = if next.is_none() && silent.is_empty() { ROUND_PAUSE } else { patience };
+            if let Some(known) = next {
+                round.insert(known.info.id);
+                silent.insert(known.info.id);
+                asked.push(ask(known));
+            }
             match timeout_at(over.min(Instant::now() + wait), one_of(&mut asked)).await {
                 Ok((voter, Ok(answer))) => {
                     self.leader.store(voter.0, Ordering::Relaxed);
-                    return Ok((answer, first && asked.is_empty()));
-                }
-                Ok((_, Err(LinkError::Refused { why, .. }))) => {
-                    return Err(CallError::Refused(why));
+                    return Ok((Ok(answer), heard.certain && asked.is_empty()));
                 }
                 Ok((voter, Err(error))) => {
-                    silent.retain(|id| *id != voter);
-                    first &= had_no_effect(&error);
-                    last = Some(self.learn(error));
+                    silent.remove(&voter);
+                    self.learn(&error);
+                    heard.hear(voter, error);
+                    if let Some(why) = heard.refused_by_most(voters.len()) {
+                        return Ok((Err(why), heard.certain && asked.is_empty()));
+                    }
                 }
-                Err(_) if Instant::now() >= over => {
-                    let last = last.unwrap_or_else(|| "nothing".to_owned());
-                    return Err(CallError::NoVoter { waited: deadline, last });
-                }
+                Err(_) if Instant::now() >= over => return heard.end(deadline),
+                Err(_) if next.is_none() => match heard.refused_by_all_who_speak() {
+                    Some(why) => return Ok((Err(why), heard.certain && asked.is_empty())),
+                    None => round.clear(),
+                },
                 Err(_) => {}
             }
         }
     }
 
-    /// Takes a hint to the leader out of an error, and leaves its words.
-    fn learn(&self, error: LinkError) -> String {
-        if let LinkError::FailedHere { why: Trouble::Said(Failure::NotLeader { leader }), .. } =
-            &error
-        {
+    /// Takes a hint to the leader out of an error.
+    fn learn(&self, error: &LinkError) {
+        if let Some(leader) = hint(error) {
             self.leader.store(leader.map_or(0, |leader| leader.0), Ordering::Relaxed);
         }
-        error.to_string()
     }
 
     fn voters_leader_first(&self) -> Vec<Known> {
@@ -210,9 +214,22 @@ impl Network {
     ) -> Result<(Outcome, bool), CallError> {
         let answer = self.first_word(PATIENCE, deadline, |link| {
             let append = append.clone();
-            async move { link.append(append).await }
+            async move {
+                let peer = link.peer();
+                match link.append(append).await? {
+                    Outcome::Refused(why) => {
+                        Err(LinkError::Refused { peer, why: Failure::Refused(why) })
+                    }
+                    outcome => Ok(outcome),
+                }
+            }
         });
-        let (outcome, first) = answer.await?;
+        let (word, first) = answer.await?;
+        let outcome = match word {
+            Ok(outcome) => outcome,
+            Err(Failure::Refused(refusal)) => Outcome::Refused(refusal),
+            Err(why) => return Err(CallError::Refused(why)),
+        };
         if let Outcome::Refused(Refusal::ReqTooOld { now }) = outcome {
             self.tell(now);
         }
@@ -277,6 +294,49 @@ impl Network {
         .await
     }
 
+    /// The last accepted request of a session that ended before `since`, as most of the voters have
+    /// it. What it says is not done again, so one that lies, or is behind, must not decide it.
+    pub async fn last_of(
+        &self,
+        session: SessionId,
+        since: Position,
+        deadline: Duration,
+    ) -> Result<Option<Turn>, CallError> {
+        self.most_say(deadline, |link| last_at(link, session, since)).await
+    }
+
+    /// What more than half of all voters say alike.
+    async fn most_say<T: Copy + Ord, F>(
+        &self,
+        deadline: Duration,
+        ask: impl Fn(Link) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<T, String>>,
+    {
+        let over = Instant::now() + deadline;
+        let mut last = "nothing".to_owned();
+        loop {
+            let voters = self.voters_leader_first();
+            let mut asked: FuturesUnordered<_> =
+                voters.iter().map(|known| ask(known.link.clone())).collect();
+            let mut said: BTreeMap<T, usize> = BTreeMap::new();
+            while let Ok(Some(answer)) = timeout_at(over, asked.next()).await {
+                match answer {
+                    Ok(word) => *said.entry(word).or_default() += 1,
+                    Err(why) => last = why,
+                }
+                if let Some((word, _)) = said.iter().find(|(_, by)| **by > voters.len() / 2) {
+                    return Ok(*word);
+                }
+            }
+            if Instant::now() + ROUND_PAUSE >= over {
+                return Err(CallError::NoVoter { waited: deadline, last });
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
     /// A position before which everything lies that was acknowledged before the call.
     pub async fn read_position(
         &self,
@@ -291,90 +351,22 @@ impl Network {
     }
 }
 
+/// A session's last request as one voter has it that has applied everything before `since`.
+async fn last_at(link: Link, session: SessionId, since: Position) -> Result<Option<Turn>, String> {
+    let applied = link.head().await.map_err(|error| error.to_string())?.size;
+    if applied < since {
+        return Err(format!("a voter has applied {applied} of {since} records"));
+    }
+    match link.query(Query::LastOf(session)).await.map_err(|error| error.to_string())? {
+        Answer::LastOf(last) => Ok(last),
+        _ => Err("a voter answered another question".to_owned()),
+    }
+}
+
 /// The next answer; without end while nobody is asked.
 async fn one_of<F: Future>(asked: &mut FuturesUnordered<F>) -> F::Output {
     match asked.next().await {
         Some(answer) => answer,
         None => std::future::pending().await,
-    }
-}
-
-/// Whether a try that failed so can have done nothing.
-fn had_no_effect(error: &LinkError) -> bool {
-    match error {
-        LinkError::FailedHere { why, .. } => matches!(
-            why,
-            Trouble::NotReached(_) | Trouble::Said(Failure::NotLeader { .. } | Failure::Busy(_))
-        ),
-        LinkError::Refused { .. } | LinkError::Unknown { .. } => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::http::client::Client;
-    use mictlan::id::{Label, PrincipalId};
-
-    fn voter(n: u8) -> Known {
-        let principal = PrincipalId([n; 32]);
-        let info = PeerInfo {
-            id: PeerId(n.into()),
-            name: Label::parse("voter").expect("a name"),
-            principal,
-            addresses: Vec::new(),
-            storage: true,
-            voter: true,
-            domain: String::new(),
-            weight: 1,
-        };
-        let nowhere = Client::new(reqwest::Client::new(), "http://nowhere/".to_owned(), principal);
-        Known { info, link: Link::Tls(nowhere) }
-    }
-
-    fn does_not_lead(at: PrincipalId, leader: u64) -> LinkError {
-        let leader = Some(PeerId(leader));
-        LinkError::said(at, Failure::NotLeader { leader }, false)
-    }
-
-    #[tokio::test]
-    async fn a_silent_voter_holds_nobody_up() {
-        let network = Network::new([1, 2, 3].map(voter).to_vec());
-        let (asked, long) = (Mutex::new(Vec::new()), Duration::from_secs(60));
-        // The first has stopped, and the second does not know it yet.
-        let call = |link: Link| {
-            let at = link.peer();
-            asked.lock().expect("no panic").push(at.0[0]);
-            async move {
-                match at.0[0] {
-                    1 => std::future::pending().await,
-                    2 => Err(does_not_lead(at, 1)),
-                    _ => Ok(at),
-                }
-            }
-        };
-        let (answer, certain) = network.first_word(PATIENCE, long, call).await.expect("answered");
-        assert_eq!((answer.0[0], certain), (3, false), "the first may have done it as well");
-        assert_eq!(*asked.lock().expect("no panic"), [1, 2, 3], "each once");
-        assert_eq!(network.voters_leader_first()[0].info.id, PeerId(3), "asked first from now on");
-    }
-
-    #[tokio::test]
-    async fn a_voter_that_is_slow_is_heard_whoever_was_asked_since() {
-        let network = Network::new([1, 2, 3].map(voter).to_vec());
-        let (others, both) = tokio::sync::watch::channel(0);
-        let call = |link: Link| {
-            let (at, others, mut both) = (link.peer(), others.clone(), both.clone());
-            async move {
-                if at.0[0] > 1 {
-                    others.send_modify(|others| *others += 1);
-                    return Err(does_not_lead(at, 1));
-                }
-                both.wait_for(|others| *others >= 2).await.expect("it is there");
-                Ok(at)
-            }
-        };
-        let answered = network.voter(Duration::from_secs(60), call).await;
-        assert_eq!(answered.expect("answered").0[0], 1);
     }
 }

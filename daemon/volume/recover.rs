@@ -43,7 +43,6 @@ use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::namespace::{Op, SetTime};
 use mictlan::seal::Sealed;
-use mictlan::wire::{Answer, Query};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -200,11 +199,9 @@ impl Volume {
                 }
             }
         };
-        self.wait_until_applied(Position(fenced.0 + 1)).await?;
-        match self.network.query(Query::LastOf(old), self.options.deadline).await? {
-            Answer::LastOf(last) => Ok(Fenced::Now(last)),
-            _ => Err(OpenError::Ledger("a peer answered another question".to_owned())),
-        }
+        let since = Position(fenced.0 + 1);
+        self.wait_until_applied(since).await?;
+        Ok(Fenced::Now(self.network.last_of(old, since, self.options.deadline).await?))
     }
 
     async fn order_fence(&self, old: SessionId, heir: SessionId) -> Result<Outcome, OpenError> {
