@@ -191,6 +191,9 @@ pub struct Serve {
     pub key: Label,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
+    /// Nobody runs `mictlan serve`: whichever process of this machine is the peer listens there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_mounts: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<PathBuf>,
     /// Bytes; absent: what the file system has.
@@ -315,6 +318,7 @@ mod tests {
             name: label("first"),
             key: label("peer"),
             listen: Some("[::]:4510".to_owned()),
+            in_mounts: false,
             store: None,
             capacity: Some(1 << 40),
             domain: None,

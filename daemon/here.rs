@@ -21,7 +21,7 @@ use mictlan::seal::Principal;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -67,7 +67,10 @@ pub struct Here {
     pub store: Arc<Store>,
     pub transport: Transport,
     options: Options,
-    doors: Vec<Serving>,
+    /// Covers the list alone.
+    doors: Mutex<Vec<Serving>>,
+    /// Where it was last made to listen.
+    at: Mutex<Option<String>>,
 }
 
 impl Here {
@@ -111,23 +114,34 @@ impl Here {
             Peer::new(options.network, options.identity.id(), Some(store.clone()), Some(service));
         let peer = Arc::new(peer.asking(Others::new(transport.clone())));
         tokio::spawn(know_voters(sequencer.clone(), voters));
-        Ok(Self { peer, sequencer, store, transport, options, doors: Vec::new() })
+        Ok(Self {
+            peer,
+            sequencer,
+            store,
+            transport,
+            options,
+            doors: Mutex::default(),
+            at: Mutex::default(),
+        })
     }
 
-    /// From here on others reach it: at its address, if it has one, and at this machine's socket.
-    pub async fn open_doors(&mut self) -> Result<(), HereError> {
+    /// From here on others reach it: at its address, if it is there for other machines, and at this
+    /// machine's socket.
+    pub async fn open_doors(&self) -> Result<(), HereError> {
         let options = &self.options;
-        let limits = Limits::of_process();
         if let Some(address) = &options.serve.listen {
-            let failed = |cause| HereError::Listen { address: address.clone(), cause };
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
-            let peer = self.peer.clone();
-            self.doors.push(serve_tls(listener, &options.identity, peer, limits)?);
+            match self.listen(address).await {
+                // A mount comes up where the address is not to be had today; `near` tries again.
+                Err(error) if options.serve.in_mounts => {
+                    tracing::warn!(%error, "other machines do not reach this machine's peer now");
+                }
+                done => done?,
+            }
         }
         match socket(options) {
             Ok(listener) => {
-                let peer = self.peer.clone();
-                self.doors.push(serve_unix(listener, &options.identity, peer, limits));
+                let (peer, limits) = (self.peer.clone(), Limits::of_process());
+                self.keep(serve_unix(listener, &options.identity, peer, limits));
             }
             // Who is the peer for himself alone can do without.
             Err(error) if options.serve.listen.is_none() => {
@@ -136,6 +150,25 @@ impl Here {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Other machines reach it at `address` from here on.
+    pub async fn listen(&self, address: &str) -> Result<(), HereError> {
+        let failed = |cause| HereError::Listen { address: address.to_owned(), cause };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let (peer, limits) = (self.peer.clone(), Limits::of_process());
+        self.keep(serve_tls(listener, &self.options.identity, peer, limits)?);
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(address.to_owned());
+        Ok(())
+    }
+
+    /// Whether that is where it was last made to listen.
+    pub fn listens_at(&self, address: &str) -> bool {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(address)
+    }
+
+    fn keep(&self, door: Serving) {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner).push(door);
     }
 
     /// What it offers, in GiB: its share of the placed chunks.
@@ -151,7 +184,7 @@ impl Here {
     /// No new requests; those under way get a moment; then the sequencer stops.
     pub async fn stop(self) {
         self.peer.leave();
-        for door in self.doors {
+        for door in self.doors.into_inner().unwrap_or_else(PoisonError::into_inner) {
             door.stop().await;
         }
         self.sequencer.shutdown().await;

@@ -256,6 +256,37 @@ fn volumes_keys_and_members_are_made_and_listed() {
 }
 
 #[test]
+fn a_peer_inside_a_mount_listens_where_an_invite_says_so() {
+    let home = Home::new();
+    let bob = Home::new();
+    let dir = home.mount("mnt");
+    let daemon = home.daemon_of(&dir);
+    fs::write(dir.join("kept"), b"kept").expect("written");
+    refused(&home, &["invite", "--listen", "0.0.0.0:4510"], 2, &["nothing was changed"]);
+    refused(&home, &["invite", "--listen", "192.0.2.1:4510"], 8, &["192.0.2.1:4510"]);
+    refused(&home, &["invite"], 2, &["mictlan invite --listen ADDRESS:4510", "mictlan serve"]);
+    let address = addresses(1).remove(0);
+    let code = home.ok(&["invite", "--role", "writer", "--listen", &address]);
+    bob.ok(&["join", code.trim(), "--name", "bob"]);
+    let there = bob.mount("mnt");
+    assert_eq!(fs::read(there.join("kept")).expect("readable"), b"kept");
+    fs::write(there.join("from-bob"), b"hello").expect("written");
+    assert_eq!(fs::read(dir.join("from-bob")).expect("readable"), b"hello");
+    assert_eq!(home.daemon_of(&dir), daemon, "it is the mount that was there before");
+    bob.unmount(&there);
+    home.unmount(&dir);
+    // It is remembered.
+    let dir = home.mount("mnt");
+    let code = home.ok(&["invite", "--role", "reader"]);
+    let carol = Home::new();
+    carol.ok(&["join", code.trim(), "--name", "carol"]);
+    assert_eq!(carol.ok(&["get", "/from-bob", "-"]), "hello");
+    let parts =
+        ["mictlan serve --listen ADDRESS:4510 &", &format!("mictlan umount {}", text(&dir))];
+    refused(&home, &["serve", "--listen", &address], 8, &parts);
+}
+
+#[test]
 fn what_begins_and_ends_says_so_in_json_too() {
     let json = |said: &str| -> serde_json::Value {
         assert_eq!(said.lines().count(), 1, "one line: {said}");

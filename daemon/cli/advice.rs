@@ -16,6 +16,11 @@ pub fn to_listen(
     configured: &Configured,
 ) -> Option<String> {
     configured.serve.as_ref().filter(|serve| serve.listen.is_none())?;
+    Some(to_serve(paths, config, name))
+}
+
+/// The commands that give it a process of its own.
+pub fn to_serve(paths: &Paths, config: &Config, name: &Label) -> String {
     let mounts = look::mounts(paths, config).into_iter();
     let dirs: Vec<String> = mounts
         .filter(|mount| mount.source.split(':').next() == Some(name.as_str()))
@@ -25,8 +30,8 @@ pub fn to_listen(
     let (before, after): (String, String) = (each("umount"), each("mount"));
     let after = after.trim_end_matches(", ");
     let serve = "mictlan serve --listen ADDRESS:4510 &";
-    Some(match after {
+    match after {
         "" => serve.to_owned(),
         after => format!("{before}{serve}, {after}"),
-    })
+    }
 }

@@ -161,7 +161,7 @@ async fn reach(
     };
     let socket = spot.link(transport)?;
     let (here, attached) = match begun {
-        Some((mut here, attached)) => {
+        Some((here, attached)) => {
             here.open_doors().await?;
             (Some(here), attached)
         }
@@ -271,7 +271,7 @@ pub async fn start_here(
         serve: serve.clone(),
         seeds: here::seeds(configured),
     };
-    let mut here = Here::start(options).await?;
+    let here = Here::start(options).await?;
     here.open_doors().await?;
     Ok(here)
 }
@@ -309,6 +309,7 @@ pub async fn found(
         name: peer_name.clone(),
         key: peer_key,
         listen,
+        in_mounts: false,
         store: None,
         capacity: None,
         domain: None,

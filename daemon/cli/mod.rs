@@ -11,6 +11,7 @@ pub mod connect;
 pub mod error;
 mod files;
 pub mod ledger;
+mod listening;
 mod manual;
 mod members;
 mod mount;

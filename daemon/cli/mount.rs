@@ -18,6 +18,7 @@ use mictlan_mount::graft::Graft;
 use mictlan_mount::options::Options;
 use mictlan_mount::session::{self, INodeNo, Mounted};
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -228,7 +229,8 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
         false => String::new(),
     };
     if !waited_for {
-        print!("{said}");
+        // Whoever reads it may be gone; the mount is there all the same.
+        let _ = std::io::stdout().write_all(said.as_bytes());
     } else {
         let log = log_file(&connected)?;
         background::ready(&log, &said).map_err(|error| CliError::Io(log, error))?;

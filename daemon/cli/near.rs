@@ -3,10 +3,12 @@
 //! Owns: who is the peer where nobody runs `mictlan serve`: the first of this user's processes that
 //! needs one, and when it ends, another that still does. Each opens the same socket, so that all
 //! others find it.
-//! Never: takes the place of a peer that listens for other machines; whoever runs it starts it again.
+//! Where an invite made it listen for other machines, whichever process it is listens.
+//! Never: takes the place of a peer that `mictlan serve` runs; whoever started that starts it again.
 //! Invariant: that no lease can be left from before is concluded only from the exclusive lock on
 //! the network: then no other process of this machine works on it.
 
+use super::announce;
 use super::connect::key_of;
 use super::error::CliError;
 use crate::config::{Config, Network as Configured, Paths, Serve};
@@ -113,6 +115,11 @@ impl Spot {
         self.serve.listen.is_none()
     }
 
+    /// Nobody runs it by itself.
+    fn is_in_mounts(&self) -> bool {
+        self.is_embedded() || self.serve.in_mounts
+    }
+
     pub fn link(&self, transport: &Transport) -> Result<Link, CliError> {
         let peer = key_of(&self.serve, &self.paths)?;
         Ok(transport.unix(&self.paths.socket(&self.name), self.configured.id, peer)?)
@@ -149,7 +156,7 @@ impl Spot {
         let configured = config.networks.get(&self.name)?.clone();
         let serve = configured.serve.clone()?;
         let spot = Self { configured, serve, ..self.clone() };
-        spot.is_embedded().then_some(spot)
+        spot.is_in_mounts().then_some(spot)
     }
 }
 
@@ -174,7 +181,8 @@ pub fn holder(error: &CliError) -> Option<String> {
 pub struct Near {
     /// The peer, once it is this process.
     here: Arc<watch::Sender<Option<Arc<Here>>>>,
-    embedded: bool,
+    /// It is to be known by an address, and some process sees to that.
+    announced: bool,
     watching: Option<JoinHandle<()>>,
     _attached: Attached,
 }
@@ -182,12 +190,11 @@ pub struct Near {
 impl Near {
     /// `here` is this process's own; without it another's is used, by `link`.
     pub fn new(spot: &Spot, link: &Link, here: Option<Here>, attached: Attached) -> Self {
-        let embedded = spot.is_embedded();
-        let watches = here.is_none() && embedded;
+        let announced = !spot.is_embedded() && (here.is_none() || spot.is_in_mounts());
         let here = Arc::new(watch::Sender::new(here.map(Arc::new)));
-        let watching =
-            watches.then(|| tokio::spawn(take_over(spot.clone(), link.clone(), here.clone())));
-        Self { here, embedded, watching, _attached: attached }
+        let (by, of) = (link.clone(), here.clone());
+        let watching = spot.is_in_mounts().then(|| tokio::spawn(look_after(spot.clone(), by, of)));
+        Self { here, announced, watching, _attached: attached }
     }
 
     pub fn here(&self) -> Option<Arc<Here>> {
@@ -196,7 +203,7 @@ impl Near {
 
     /// Whether it is, or will be, known to the network by an address.
     pub fn is_announced(&self) -> bool {
-        !self.embedded && self.here().is_none()
+        self.announced
     }
 
     /// Ends when this process is the peer and can be it no more.
@@ -225,13 +232,51 @@ impl Near {
     }
 }
 
+/// The peer, as long as this process works on the network: until it is this one, then its door for
+/// other machines.
+async fn look_after(spot: Spot, link: Link, here: Arc<watch::Sender<Option<Arc<Here>>>>) {
+    let now = here.borrow().clone();
+    let now = match now {
+        Some(now) => now,
+        None => {
+            let now = Arc::new(take_over(&spot, &link).await);
+            here.send_replace(Some(now.clone()));
+            now
+        }
+    };
+    listen_where_told(&spot, &now).await;
+}
+
+/// Listens for other machines at the address that the configuration has, as soon as it has one, and
+/// says so in the ledger. This machine may be elsewhere today, and have it again later.
+async fn listen_where_told(spot: &Spot, here: &Here) {
+    let (mut noted, mut said) = (None, String::new());
+    loop {
+        let told = spot.again().and_then(|spot| Some((spot.serve.listen.clone()?, spot)));
+        if let Some((address, Spot { paths, name, configured, serve })) = told {
+            if !here.listens_at(&address)
+                && let Err(error) = here.listen(&address).await
+                && error.to_string() != said
+            {
+                tracing::warn!(%error, "other machines do not reach this machine's peer now");
+                said = error.to_string();
+            }
+            if here.listens_at(&address) && noted.as_ref() != Some(&address) {
+                announce::announce(&paths, &name, &configured, &serve, here).await;
+                noted = Some(address);
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Looks after another process's peer, and goes on as the peer when it has ended. Who used it finds
 /// the new one at the same socket.
-async fn take_over(spot: Spot, link: Link, here: Arc<watch::Sender<Option<Arc<Here>>>>) {
+async fn take_over(spot: &Spot, link: &Link) -> Here {
     let mut said = String::new();
     loop {
         sleep(LOOK_EVERY).await;
-        if answers(&link).await {
+        if answers(link).await {
             continue;
         }
         let Some(spot) = spot.again() else { continue };
@@ -240,8 +285,7 @@ async fn take_over(spot: Spot, link: Link, here: Arc<watch::Sender<Option<Arc<He
                 tracing::info!(
                     "the process that was this machine's peer ended; now it is this one"
                 );
-                here.send_replace(Some(Arc::new(started)));
-                return;
+                return started;
             }
             Err(error) if holder(&error).is_some() => {}
             Err(error) if error.to_string() != said => {

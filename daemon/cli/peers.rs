@@ -29,8 +29,10 @@ use zeroize::Zeroizing;
 const VALID: Duration = Duration::from_secs(24 * 3600);
 /// A secret that lies around is worth no longer.
 const HOURS_MAX: u64 = 10 * 365 * 24;
-/// How long a peer that answers may take to have its address noted.
+/// How long a peer that answers may take to have its address noted; and one that is to listen at
+/// another first.
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
+const LISTENS_WITHIN: Duration = Duration::from_secs(60);
 /// How long a voter may take to apply the record that lets a newcomer in.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -54,6 +56,10 @@ pub struct InviteArgs {
         value_parser = clap::value_parser!(u64).range(1..=HOURS_MAX),
     )]
     hours: u64,
+    /// Where nobody runs mictlan serve here: the address at which other machines reach the peer that
+    /// this machine's mounts are, such as 192.0.2.7:4510. Remembered; it listens while one is mounted.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
     #[arg(long)]
     network: Option<String>,
     #[arg(long)]
@@ -93,12 +99,19 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
         }
     };
     let network = args.network.as_deref().map(label).transpose()?;
+    if let Some(address) = &args.listen {
+        super::listening::remember(network.as_ref(), address).await?;
+    }
     let connected = connect::connect(network.as_ref(), None).await?;
-    let listens = |known: &&Known| known.info.voter && !known.info.addresses.is_empty();
+    let listens = |known: &&Known| {
+        let addresses = &known.info.addresses;
+        let wanted = args.listen.as_ref().is_none_or(|wanted| addresses.contains(wanted));
+        known.info.voter && !addresses.is_empty() && wanted
+    };
     // A peer that has just been started says where it is reached a moment after it answers.
     let started = tokio::time::Instant::now();
     while !connected.network.peers().iter().any(|known| listens(&known))
-        && started.elapsed() < ANNOUNCED_WITHIN
+        && started.elapsed() < if args.listen.is_some() { LISTENS_WITHIN } else { ANNOUNCED_WITHIN }
         && connected.near.as_ref().is_none_or(Near::is_announced)
     {
         connected.learn_peers().await?;
@@ -108,7 +121,9 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
     // The near one, which is known to answer; a newcomer is told of the others by it.
     let near = peers.iter().find(|known| !matches!(known.link, Link::Tls(_)));
     let reachable = near.filter(listens).or_else(|| peers.iter().find(listens));
-    let Some(peer) = reachable else { return Err(nobody_listens(connected).await) };
+    let Some(peer) = reachable else {
+        return Err(nobody_listens(connected, args.listen.as_deref()).await);
+    };
     // The ledger decides by its own time whether the invite is still good.
     let now = connected.network.ask_time(DEADLINE).await?;
     let until = TimeMs(now.0 + args.hours * 3_600_000);
@@ -153,22 +168,42 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
         ),
         false => println!("{}", invite.code().as_str()),
     }
+    if args.listen.is_some() && connected.near.as_ref().is_some_and(|near| near.here().is_some()) {
+        super::complain(
+            "mictlan: nothing of this network is mounted here, so nobody is reached at that \
+             address until then: mictlan mount DIR",
+        );
+    }
     connected.close().await;
     Ok(ExitCode::SUCCESS)
 }
 
 /// What to do before somebody can be invited.
-async fn nobody_listens(connected: Connected) -> CliError {
+async fn nobody_listens(connected: Connected, told: Option<&str>) -> CliError {
+    if let Some(address) = told {
+        let log = connected.paths.state.join("mount.log");
+        connected.close().await;
+        return CliError::Usage(format!(
+            "this machine's peer does not listen at {address} yet, and nobody was invited; why is \
+             in {}; then the same again",
+            log.display()
+        ));
+    }
     let Connected { paths, name, .. } = &connected;
     let commands = Config::load(&paths.config_file()).ok().and_then(|config| {
         let configured = config.networks.get(name)?;
         advice::to_listen(paths, &config, name, configured)
     });
-    let elsewhere = || "on a peer's machine: mictlan serve --listen ADDRESS:4510 &".to_owned();
-    let commands = commands.unwrap_or_else(elsewhere);
+    let commands = match commands {
+        Some(commands) => format!(
+            "mictlan invite --listen ADDRESS:4510, if it is enough that others reach this machine \
+             while something is mounted here; else first: {commands}"
+        ),
+        None => "first, on a peer's machine: mictlan serve --listen ADDRESS:4510 &".to_owned(),
+    };
     connected.close().await;
     CliError::Usage(format!(
-        "no peer of this network listens for other machines yet, and nobody was invited; first: \
+        "no peer of this network listens for other machines yet, and nobody was invited; \
          {commands}; then again: mictlan invite"
     ))
 }
@@ -222,6 +257,7 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
             name: name.clone(),
             key,
             listen: args.listen.clone(),
+            in_mounts: false,
             store: None,
             capacity: None,
             domain: None,

@@ -167,6 +167,7 @@ fn settings(
         serve.capacity = Some(bytes);
     }
     serve.listen = args.listen.clone().or_else(|| serve.listen.take());
+    serve.in_mounts = false; // it stays when they end
     serve.listen.get_or_insert_with(|| format!("127.0.0.1:{PEER_PORT}"));
     serve.store = args.store.clone().or_else(|| serve.store.take());
     if let Some(domain) = &args.domain {
@@ -181,8 +182,9 @@ fn settings(
 fn inside_a_mount(error: CliError, paths: &Paths, name: &Label) -> CliError {
     let config = Config::load(&paths.config_file()).ok();
     let next = config.and_then(|config| {
-        let configured = config.networks.get(name)?;
-        advice::to_listen(paths, &config, name, configured)
+        let serve = config.networks.get(name)?.serve.as_ref()?;
+        let inside = serve.listen.is_none() || serve.in_mounts;
+        inside.then(|| advice::to_serve(paths, &config, name))
     });
     match (near::holder(&error), next) {
         (Some(holder), Some(next)) => CliError::ServedInside { holder, next },
