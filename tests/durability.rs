@@ -168,6 +168,20 @@ fn each_of_two_closes_at_once_waits_for_the_chunks() {
     }
 }
 
+#[test]
+fn what_is_written_to_a_file_that_stays_open_is_committed_too() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let seen = home.mount_with("seen", &["-o", "ro"]);
+    let mut log = File::create(dir.join("log")).expect("made");
+    for line in ["first", "second", "third"] {
+        log.write_all(line.as_bytes()).expect("taken");
+        wait_until("others see it", || {
+            fs::read_to_string(seen.join("log")).is_ok_and(|read| read.ends_with(line))
+        });
+    }
+}
+
 /// Bytes that neither compress nor repeat, the same for the same seed.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed * 2 + 1;

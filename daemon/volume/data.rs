@@ -61,9 +61,11 @@ impl Volume {
         };
         let file = self.core().file(ino);
         let dirty = self.take_in(&file, &write, charge).await?;
+        // The first that wait have a time at which they are due, also if nothing else happens.
+        let first = dirty == len as u64;
         if dirty >= STREAM_BYTES {
             self.stream(file);
-        } else if self.budget.is_tight() || self.budget.used_bytes() > SMALL_BYTES {
+        } else if first || self.budget.is_tight() || self.budget.used_bytes() > SMALL_BYTES {
             self.work.notify_one();
         }
         Ok(len as u32)
