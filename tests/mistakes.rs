@@ -1,11 +1,11 @@
 //! What mistakes at the verbs get, and what `status` says of a network: an error that says what happened, why, and what to type; its exit code;
 //! and nothing lost.
 
-use mictlan_tests::harness::{Home, alive, wait_until};
+use mictlan_tests::harness::{Home, alive, output, wait_until};
 use mictlan_tests::three::{Three, addresses};
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
@@ -106,6 +106,22 @@ fn a_reader_that_has_enough_is_no_error_of_the_program() {
         let said = String::from_utf8_lossy(&ended.stderr);
         assert_eq!((ended.status.code(), &*said), (Some(141), ""), "{arguments:?}");
     }
+}
+
+#[test]
+fn a_passphrase_without_a_terminal_is_said() {
+    let home = Home::new();
+    let new = home.command(&["key", "new", "alice", "--passphrase"]);
+    // Without a terminal of its own it would ask on the one that the tests run on.
+    let arguments: Vec<_> = new.get_args().map(|argument| argument.to_owned()).collect();
+    let mut alone = Command::new("setsid");
+    alone.arg("--wait").arg(new.get_program()).args(arguments).stdin(Stdio::null());
+    alone.envs(new.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ended = output(&mut alone);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(4), "{said}");
+    assert!(said.contains("passphrase, which is typed on a terminal; there is none"), "{said}");
+    assert_eq!(home.ok(&["key", "ls"]), "", "no key was made");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{log, members, runtime};
 use crate::config::Paths;
 use crate::founding::Author;
 use crate::host;
-use crate::identity::keyfile;
+use crate::identity::keyfile::{self, KeyError};
 use crate::volume::roster;
 use clap::Subcommand;
 use mictlan::id::{Epoch, Label, VolumeId};
@@ -19,8 +19,10 @@ use mictlan::ledger::record::body::{Body, Revoke, Role};
 use mictlan::seal::{EpochSecrets, KeyRing, Secret};
 use mictlan::wire::{Answer, Member, Query};
 use serde_json::json;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -218,7 +220,7 @@ pub fn key(verb: KeyVerb) -> Result<ExitCode, CliError> {
     match verb {
         KeyVerb::New { name, passphrase, json: as_json } => {
             let name = label(&name)?;
-            let passphrase = if passphrase { Some(ask_twice()?) } else { None };
+            let passphrase = if passphrase { Some(ask_twice(&keys, &name)?) } else { None };
             let made = keyfile::generate(&keys, &name, passphrase.as_ref().map(|p| p.as_str()))?;
             let id = hex::encode(made.id().0);
             match as_json {
@@ -248,9 +250,10 @@ pub fn key(verb: KeyVerb) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask_twice() -> Result<zeroize::Zeroizing<String>, CliError> {
+fn ask_twice(keys: &Path, name: &Label) -> Result<Zeroizing<String>, CliError> {
     let ask = |prompt: &str| {
-        rpassword::prompt_password(prompt).map(zeroize::Zeroizing::new).map_err(CliError::Runtime)
+        let said = rpassword::prompt_password(prompt).map(Zeroizing::new);
+        said.map_err(|_| KeyError::PassphraseNeeded(keys.join(name.as_str())))
     };
     let first = ask("passphrase: ")?;
     match *first == *ask("the same again: ")? {
