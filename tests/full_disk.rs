@@ -5,7 +5,7 @@ use mictlan_tests::disk::{Disk, needs_root};
 use mictlan_tests::harness::{Home, signal, wait_until};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -28,33 +28,54 @@ fn fill(dir: &Path) {
     assert_eq!(full.and_then(|why| why.raw_os_error()), Some(libc::ENOSPC));
 }
 
+/// Small enough for `close` to put it into the journal, and too much for what a full disk has left.
+const LARGE: usize = 900_000;
+
+/// fsync of the root: everything of the mount is committed.
+fn sync_all(dir: &Path) -> io::Result<()> {
+    let dir = File::open(dir)?;
+    // SAFETY: the descriptor is open as long as `dir` lives.
+    match unsafe { libc::fsync(dir.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether `status` names the disk.
+fn is_named(home: &Home) -> bool {
+    let report = home.run(&["status", "--json"]).stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+    let problems = report["problems"].as_array().expect("a list");
+    problems.iter().any(|problem| problem["code"] == "journal-disk-full")
+}
+
 #[test]
 fn a_mount_goes_on_when_the_disk_of_its_log_and_journal_is_full() {
     needs_root("a small disk");
     let home = Home::new();
     let state = home.path().join("home/state");
-    let _disk = Disk::small(&state, "4m");
+    let _disk = Disk::small(&state, "8m");
     let dir = home.mount("mnt");
     write_and_close(&dir.join("before"), b"before").expect("there is room");
+    assert!(!is_named(&home), "there is room");
     fill(&state);
-    let name = |n: usize| dir.join(n.to_string());
-    let kept = (0..).find(|n| write_and_close(&name(*n), b"kept").is_err());
-    let kept = kept.expect("an endless search ends with a find");
     // Each of these has something to say, and nowhere to say it.
     for _ in 0..20 {
-        let _ = write_and_close(&dir.join("more"), b"more");
+        let refused = write_and_close(&dir.join("more"), &[7; LARGE]).expect_err("no room");
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "the cause is told: {refused}");
         assert_eq!(fs::read(dir.join("before")).expect("the mount is there"), b"before");
     }
+    assert!(is_named(&home), "status does not say which disk is full");
     fs::remove_file(state.join("fill")).expect("removable");
     wait_until("there is room, and it is used", || {
-        write_and_close(&dir.join("after"), b"after").is_ok()
+        write_and_close(&dir.join("after"), &[8; LARGE]).is_ok()
     });
+    wait_until("everything is committed", || sync_all(&dir).is_ok());
     home.unmount(&dir);
     let dir = home.mount("mnt");
-    for n in 0..kept {
-        assert_eq!(fs::read(dir.join(n.to_string())).expect("it was acknowledged"), b"kept");
-    }
-    assert_eq!(fs::read(dir.join("after")).expect("it was acknowledged"), b"after");
+    assert_eq!(fs::read(dir.join("before")).expect("it was acknowledged"), b"before");
+    assert!(fs::read(dir.join("after")).expect("it was acknowledged") == [8; LARGE]);
+    home.unmount(&dir);
 }
 
 #[test]

@@ -12,9 +12,12 @@ use mictlan::meta::error::{FsError, ReadError};
 use mictlan::meta::inode::{Inode, Stamp};
 use mictlan::meta::namespace::{self, Env, Op, Reply};
 use mictlan::meta::tree::NodeRef;
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
+
+/// A journal that takes nothing is told to everybody who changes something, and to the log so often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What one try at an operation gave.
 pub(super) enum Tried {
@@ -243,13 +246,17 @@ pub(super) fn broken(node: NodeRef) -> FsError {
 }
 
 pub(super) fn journal_failed(error: &JournalError) -> FsError {
-    tracing::error!(%error, "nothing was changed; free space for the journal and try again");
-    match error {
-        JournalError::Full(_) => FsError::NoSpace,
-        JournalError::Disk(_, cause) if cause.kind() == std::io::ErrorKind::StorageFull => {
-            FsError::NoSpace
-        }
-        _ => FsError::Io,
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().expect("nothing panics while it is locked");
+    if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+        *said = Some(Instant::now());
+        tracing::error!(%error,
+            "something was not written to the journal, and nothing of it was done; free space for \
+             the journal and try again");
+    }
+    match error.is_full() {
+        true => FsError::NoSpace,
+        false => FsError::Io,
     }
 }
 

@@ -152,11 +152,16 @@ impl Volume {
             }
         }
         let told_until = Instant::now() + LIFETIME;
+        let mut said = false;
         while let Err(error) = self.flush(self.options.deadline).await {
             if self.core().session.mode == Mode::Lost {
                 return;
             }
-            tracing::warn!(%error, "another mount waits for this one's commits");
+            if !std::mem::replace(&mut said, true) {
+                tracing::warn!(%error,
+                    "the lease is asked for, and waits for commits of this mount");
+            }
+            tokio::time::sleep(PAUSE).await;
         }
         tokio::time::sleep_until(told_until).await;
         self.releasing.store(true, Ordering::Relaxed);

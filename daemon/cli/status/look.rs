@@ -25,6 +25,8 @@ use tokio::time::timeout;
 
 /// A person waits; a peer that is slower has a problem worth a line.
 const WITHIN: Duration = Duration::from_secs(3);
+/// A mount with less than this for its journal soon refuses changes, or does already.
+const JOURNAL_BYTES_MIN: u64 = 256 << 10;
 /// A peer that starts in this process first elects itself.
 const FIRST_WITHIN: Duration = Duration::from_secs(8);
 
@@ -242,6 +244,25 @@ pub fn journals(paths: &Paths) -> Vec<JournalLine> {
         Some(JournalLine { dir: dir.display().to_string(), bytes, in_use })
     };
     dirs.filter_map(journal).collect()
+}
+
+/// The disk of the journals, if a mount can take in nothing more there. The mount itself could not
+/// write it down.
+pub fn full_disk(paths: &Paths) -> Option<Problem> {
+    let disk = rustix::fs::statvfs(&paths.state).ok()?;
+    // Some of a disk is root's alone.
+    let free = if rustix::process::geteuid().is_root() { disk.f_bfree } else { disk.f_bavail };
+    let free = free.saturating_mul(disk.f_frsize);
+    let dir = paths.state.display();
+    (free < JOURNAL_BYTES_MIN).then(|| Problem {
+        code: "journal-disk-full",
+        what: format!(
+            "the disk of this host's journals has {free} bytes left, in {dir}: mounts refuse \
+             changes (ENOSPC) and commit nothing; nothing acknowledged is lost"
+        ),
+        next: format!("make room on that disk: df -h {dir}"),
+        severe: true,
+    })
 }
 
 /// How the kernel's table of locks names an open file: the device of its file system and its inode,

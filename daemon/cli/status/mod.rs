@@ -13,6 +13,7 @@
 //! | `few-peers` | a volume wants more copies than there are peers |
 //! | `unpublished` | records wait for cosignatures |
 //! | `journal-waits` | an ended mount of this host left what is not committed |
+//! | `journal-disk-full` | the disk of this host's journals is full: mounts refuse changes |
 //! | `peer-held` | a process that does not answer has this machine's store |
 //! | `copies-owed` | a mount has chunks that are durable and not yet at all their copies |
 //! | `peer-away` | a peer does not answer a mount; since when |
@@ -212,6 +213,7 @@ fn report(which: &Which, dir: Option<PathBuf>) -> Result<Report, CliError> {
     report.id = configured.id.to_string();
     report.to_listen = advice::to_listen(&paths, &config, &name, configured);
     report.journals = look::journals(&paths);
+    report.problems.extend(look::full_disk(&paths));
     runtime()?.block_on(look::network(&mut report, &paths, &config, &name, configured))?;
     for mount in &report.mounts {
         report.problems.extend(look::troubles(&paths, mount));

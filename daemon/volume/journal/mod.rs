@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use segment::{Segment, SegmentError};
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -35,6 +36,18 @@ pub enum JournalError {
     InUse(PathBuf),
     #[error("the journal at {0}: {1}")]
     Segment(PathBuf, #[source] SegmentError),
+}
+
+impl JournalError {
+    /// Whether it is only that there is no room.
+    pub fn is_full(&self) -> bool {
+        let cause = match self {
+            Self::Full(_) => return true,
+            Self::Disk(_, cause) | Self::Segment(_, SegmentError::Disk(cause)) => cause.kind(),
+            Self::InUse(_) | Self::Segment(..) => return false,
+        };
+        matches!(cause, ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    }
 }
 
 /// One mount's journal; its lock is held as long as this lives.
@@ -198,7 +211,7 @@ impl Left {
         let failed = |error| JournalError::Disk(parent.into(), error);
         let listing = match std::fs::read_dir(parent) {
             Ok(listing) => listing,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(found),
             Err(error) => return Err(failed(error)),
         };
         for entry in listing {
