@@ -109,6 +109,14 @@ fn a_reader_that_has_enough_is_no_error_of_the_program() {
 }
 
 #[test]
+fn an_orderly_unmount_warns_of_nothing() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    home.unmount(&dir);
+    assert!(!home.log().contains("umount filesystem"), "{}", home.log());
+}
+
+#[test]
 fn a_passphrase_without_a_terminal_is_said() {
     let home = Home::new();
     let new = home.command(&["key", "new", "alice", "--passphrase"]);

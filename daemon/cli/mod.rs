@@ -190,7 +190,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 fn log(default: &str) {
     use std::io::IsTerminal;
     let filter = tracing_subscriber::EnvFilter::try_from_env("MICTLAN_LOG").unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new(format!("{default},openraft=off,fuser::mnt=error"))
+        let others = "openraft=off,fuser::mnt=error,fuser::session=error";
+        tracing_subscriber::EnvFilter::new(format!("{default},{others}"))
     });
     // A second start in one process (tests) keeps the first one's.
     let _ = tracing_subscriber::fmt()
