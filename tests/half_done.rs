@@ -154,7 +154,7 @@ fn what_was_sealed_while_its_file_was_open_is_there_after_close_and_kill() {
 
 fn data(ino: u64, bytes: &[u8]) -> Entry {
     let (mtime, bytes) = (Stamp { secs: 1, nanos: 0 }, bytes.to_vec());
-    Entry::Data { ino: Ino(ino), offset: 0, mtime, kill_priv: false, bytes }
+    Entry::Data { base: None, ino: Ino(ino), offset: 0, mtime, kill_priv: false, bytes }
 }
 
 /// The removal of a file that nobody has open, as its mount notes it.

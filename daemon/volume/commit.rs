@@ -382,7 +382,7 @@ impl Volume {
 
     /// The session cannot commit any more. What waits is in the journal: the next mount orders it,
     /// or brings it back under another name.
-    fn lost(&self, refusal: &Refusal) {
+    pub(super) fn lost(&self, refusal: &Refusal) {
         tracing::error!(%refusal,
             "this mount can commit nothing any more; what waited is kept in its journal: \
              unmount and mount again");

@@ -16,12 +16,15 @@
 
 use super::Volume;
 use super::epoch::Moved;
-use super::journal::{Entry, Origin, Seq};
+use super::journal::{Entry, Holds, Origin, Seq};
 use super::local::{Tried, Under, journal_failed};
+use super::recover::overtaken::overtaken_by;
 use super::state::{Core, Mode, Placed};
 use crate::chunks::{Charges, Put};
 use mictlan::id::Attempt;
 use mictlan::meta::error::FsError;
+use mictlan::meta::inode::Stamp;
+use mictlan::meta::namespace::Op;
 use std::collections::VecDeque;
 use tokio::time::{Instant, timeout};
 
@@ -140,8 +143,14 @@ impl Volume {
     }
 
     async fn place_second(&self, placed: Placed) -> Result<(), FsError> {
-        let Placed { seq, now, holds, op, .. } = placed;
+        let Placed { seq, now, holds, op, leased, .. } = placed;
         let holds = holds.again_for(Origin { session: self.core().session.id, seq });
+        // Of an earlier mount's programs nobody waits to hear what others did.
+        if let Some(origin) = holds.origin
+            && let Some(at) = self.overtaken_again(origin, now, &op).await?
+        {
+            return self.kept_instead(now, op, &overtaken_by(at), holds).await;
+        }
         loop {
             let tried = {
                 let mut core = self.core();
@@ -153,6 +162,7 @@ impl Volume {
                     });
                     if let (Some(batch), Some(floor)) = (core.queue.back_mut(), done) {
                         batch.floor = batch.floor.min(floor);
+                        batch.leased |= leased;
                     }
                 }
                 tried
@@ -163,15 +173,24 @@ impl Volume {
                 Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => {
                     return Err(error);
                 }
-                Err(error) => {
-                    self.refused_again(now, op, error, holds.origin, Under::Again).await?;
-                    if let Some(replan) = &mut self.core().replan {
-                        replan.again.pop_front();
-                    }
-                    return Ok(());
-                }
+                Err(error) => return self.kept_instead(now, op, &error.to_string(), holds).await,
             }
         }
+    }
+
+    /// The next of those that are planned again is kept, and not done.
+    async fn kept_instead(
+        &self,
+        now: Stamp,
+        op: Op,
+        why: &str,
+        holds: Holds,
+    ) -> Result<(), FsError> {
+        self.refused_again(now, op, why, holds.origin, Under::Again).await?;
+        if let Some(replan) = &mut self.core().replan {
+            replan.again.pop_front();
+        }
+        Ok(())
     }
 
     /// Waits until operations may be placed.

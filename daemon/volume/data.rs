@@ -155,6 +155,7 @@ impl Volume {
         } else if dirty > 0 {
             self.not_too_far_behind().await?;
             self.journal_data(&file)?;
+            file.data().leased = true;
             self.work.notify_one();
         }
         drop(order);
@@ -180,7 +181,8 @@ impl Volume {
         for Range { start: offset, end } in data.unjournaled() {
             let mut bytes = vec![0; (end - offset) as usize];
             data.dirty.read_over(offset, &mut bytes);
-            let seq = append(Entry::Data { ino, offset, mtime, kill_priv, bytes })?;
+            let base = Some(self.core().view.position());
+            let seq = append(Entry::Data { base, ino, offset, mtime, kill_priv, bytes })?;
             data.journaled(Journaled::here(seq));
         }
         data.unjournaled.clear();

@@ -49,6 +49,8 @@ pub struct FileData {
     pub journaled: Option<Journaled>,
     /// The same of the bytes in `sealing`.
     pub journaled_sealing: Option<Journaled>,
+    /// Bytes of `dirty` or `sealing` were acknowledged under the lease.
+    pub leased: bool,
     /// Chunks of this file on their way to their peers.
     pub puts: Vec<Put>,
     /// Open handles.
@@ -175,8 +177,18 @@ impl FileData {
         pending.kill_priv |= kill_priv;
     }
 
+    /// Where bytes are that were acknowledged under the lease, and are in no batch.
+    pub fn leased_ranges(&self) -> Vec<Range<u64>> {
+        if !self.leased {
+            return Vec::new();
+        }
+        let sealing = self.sealing.iter().map(|(at, bytes)| *at..at + bytes.len() as u64);
+        self.dirty.ranges().into_iter().chain(sealing).collect()
+    }
+
     /// Of dirty bytes nothing is left here; `pending` stays as far as appended ones need it.
     pub fn dirty_placed(&mut self) {
+        self.leased = false;
         match &mut self.pending {
             Some(pending) if !self.tail.is_empty() => pending.end = 0,
             pending => {
@@ -194,7 +206,7 @@ impl FileData {
         self.since = None;
         self.charges.clear();
         self.unjournaled.clear();
-        self.journaled = None;
+        (self.journaled, self.leased) = (None, false);
     }
 
     /// Where the file ends without what was appended, when the view says `size`.

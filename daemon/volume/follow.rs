@@ -6,11 +6,11 @@
 
 use super::file::OpenFile;
 use super::journal::Seq;
-use super::state::{Core, Mode, Progress};
+use super::state::{Core, Progress};
 use super::void::Void;
 use super::{Stale, Volume};
 use crate::link::Link;
-use mictlan::id::{ChunkId, Label, LedgerHash, Position, SessionId, TimeMs};
+use mictlan::id::{ChunkId, Label, LedgerHash, Position, TimeMs};
 use mictlan::ledger::merkle;
 use mictlan::ledger::record::body::{Body, Commit};
 use mictlan::ledger::record::{Line, NO_RECORD, RecordError};
@@ -20,6 +20,7 @@ use mictlan::meta::error::FsError;
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::key::Key;
 use mictlan::meta::namespace;
+use mictlan::meta::tag::TagList;
 use mictlan::meta::value::Value;
 use mictlan::meta::write::WriteSet;
 use mictlan::seal::{self, KeyRing};
@@ -345,6 +346,11 @@ impl Volume {
                 WriteSet::new()
             }
         };
+        let tags = entry.tags.as_deref().and_then(|tags| TagList::decode(tags).ok());
+        if let Some(tags) = tags.filter(|_| !writes.is_empty()) {
+            self.overtakes(at, commit, &tags);
+            self.watched(at, commit, tags);
+        }
         self.changes(at, &writes);
         self.tell_kernel(&writes);
         Ok(())
@@ -438,19 +444,6 @@ impl Volume {
             };
             // The thread behind it ends only with the mount.
             let _ = self.stale.send(stale);
-        }
-    }
-
-    /// A fence of this very session: nothing of it will be accepted any more.
-    fn fenced(&self, at: Position, session: SessionId) {
-        let mut core = self.core();
-        if core.session.id == session && core.session.mode != Mode::Reader {
-            core.session.mode = Mode::Lost;
-            drop(core);
-            tracing::error!(record = %at,
-                "this mount was fenced by another; what it had not committed is in its journal: \
-                 unmount and mount again");
-            self.progress.send_modify(|progress| progress.stuck = Some(FsError::Io));
         }
     }
 }

@@ -10,8 +10,10 @@ use super::{Volume, commit::Committed};
 use mictlan::id::{Ino, Name};
 use mictlan::meta::error::{FsError, ReadError};
 use mictlan::meta::inode::{Inode, Stamp};
-use mictlan::meta::namespace::{self, Env, Op, Reply};
+use mictlan::meta::key::Key;
+use mictlan::meta::namespace::{self, Env, Op, Planned, Reply, Write};
 use mictlan::meta::tree::NodeRef;
+use mictlan::meta::value::Value;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -146,17 +148,22 @@ impl Volume {
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let entry = Entry::Op { now, base, holds, op: op.clone() };
         let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
-        let until = Seq(seq.0 + 1);
+        // Without room for it the copy is made again as any other operation.
+        let copied = copied(op, now, &planned)
+            .and_then(|(len, write)| journal.append(&Entry::Copied { copy: seq, len, write }).ok());
+        let until = Seq(copied.unwrap_or(seq).0 + 1);
         let made = match (op, &planned.reply) {
             (Op::Make(_), Reply::Entry { ino, .. }) => Some(*ino),
             _ => None,
         };
         let writes = Arc::new(planned.writes);
         core.view.push_local(seq.0, writes.clone());
+        let leased = under != Under::Wait && matches!(core.session.mode, Mode::Leased { .. });
         let batch = core.batch(&planned.facts, seq);
         batch.gathered.add(&writes, planned.facts, made);
-        let placed = Placed { seq, now, holds, op: op.clone(), waited_for: under == Under::Wait };
-        batch.placed.push(placed);
+        let (op, waited_for) = (op.clone(), under == Under::Wait);
+        batch.leased |= leased;
+        batch.placed.push(Placed { seq, now, holds, op, waited_for, leased });
         batch.until = until;
         Ok(Tried::Done(planned.reply, Some(seq)))
     }
@@ -237,6 +244,22 @@ impl Volume {
             mode => mode,
         }
     }
+}
+
+/// Of a copy: how many bytes it placed, and which extents.
+fn copied(op: &Op, mtime: Stamp, planned: &Planned) -> Option<(u64, Write)> {
+    let (Op::Copy(copy), Reply::Copied { len, .. }) = (op, &planned.reply) else { return None };
+    let range = copy.to_offset..copy.to_offset + len;
+    let extents = planned.writes.puts().filter_map(|(key, value)| match (key, value) {
+        (Key::Extent { ino, offset }, Value::Extent(extent))
+            if ino == copy.to && range.contains(&offset) =>
+        {
+            Some(*extent)
+        }
+        _ => None,
+    });
+    let (ino, extents, kill_priv) = (copy.to, extents.collect(), copy.kill_priv);
+    Some((*len, Write { ino, extents, end: range.end, mtime, kill_priv }))
 }
 
 /// A tree node that contradicts its parent: whoever built the root is to be named.

@@ -22,6 +22,7 @@ pub mod journal;
 mod local;
 mod nodes;
 mod orphan;
+mod overtakes;
 mod past;
 mod quorum;
 mod read;
@@ -137,6 +138,8 @@ pub struct Volume {
     voids: Mutex<Voids>,
     /// What could not be done again.
     kept: Mutex<recover::keep::Kept>,
+    /// While journals of earlier mounts are taken over.
+    watch: Mutex<Option<recover::overtaken::Watch>>,
     /// What the kernel must forget.
     stale: tokio::sync::mpsc::UnboundedSender<Stale>,
 }

@@ -19,34 +19,32 @@
 //!
 //! Invariant: an acknowledged entry is committed once, or kept as `keep` says.
 
+mod again;
 mod choose;
 pub(super) mod keep;
+pub(super) mod overtaken;
 mod plans;
 
 use self::choose::{Again, Known, choose, chunks_of, done, only_on_peers};
+use self::overtaken::oldest_base;
 use self::plans::counting;
 use super::Volume;
-use super::data::STREAM_BYTES;
 use super::epoch::Moved;
-use super::file::{OpenFile, What};
-use super::journal::{Holds, Journaled, Left, Origin, Seq};
-use super::local::Under;
+use super::journal::{Left, Origin, Seq};
 use super::start::OpenError;
 use crate::chunks::{Charges, GetError};
 use crate::link::LinkError;
 use mictlan::cluster::place::Copies;
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::Outcome;
-use mictlan::id::{Attempt, ChunkId, Epoch, Ino, Position, SessionId};
+use mictlan::id::{Attempt, ChunkId, Epoch, Position, SessionId};
 use mictlan::ledger::record::body::{Body, Fence};
 use mictlan::meta::error::FsError;
-use mictlan::meta::inode::Stamp;
-use mictlan::meta::namespace::{Op, SetTime};
 use mictlan::seal::Sealed;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 /// So long a peer is asked again which cannot be asked.
 const ASKED_FOR: Duration = Duration::from_secs(10);
@@ -54,8 +52,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// How the session of a journal stands.
 enum Fenced {
-    /// It can commit nothing more; its last accepted request.
-    Now(Option<(Attempt, u64)>),
+    /// It can commit nothing more.
+    Now(Past),
     /// Nobody knows what it committed: so many sessions were fenced since.
     Forgotten,
     /// This session has another's place already.
@@ -73,11 +71,18 @@ enum Taken {
     NotByThis(String),
 }
 
+/// What is known of a session that was fenced.
+struct Past {
+    /// Its last accepted request.
+    last: Option<(Attempt, u64)>,
+    /// Itself, those that went on in its place, and this one.
+    lineage: HashSet<SessionId>,
+}
+
 /// A journal whose session commits nothing more.
 struct Ended {
     left: Left,
-    /// The last accepted request.
-    last: Option<(Attempt, u64)>,
+    past: Past,
     /// Of the chunks that it names, those that are on the peers.
     durable: HashSet<ChunkId>,
 }
@@ -99,6 +104,7 @@ impl Volume {
             _ if ended.is_empty() => {}
             _ => self.take_over(ended).await?,
         }
+        self.watch_no_more();
         Ok(refused.is_none())
     }
 
@@ -117,7 +123,7 @@ impl Volume {
         // First, because it can fail: then nobody was named as an heir in vain.
         let durable = self.durable_of(&left).await?;
         match self.fence(session).await? {
-            Fenced::Now(last) => Ok(Taken::Over(Ended { left, last, durable })), // step 1
+            Fenced::Now(past) => Ok(Taken::Over(Ended { left, past, durable })), // step 1
             Fenced::NotByThis(why) => Ok(Taken::NotByThis(why)),
             Fenced::Forgotten => {
                 tracing::warn!(%session, dir = %left.dir().display(),
@@ -132,7 +138,8 @@ impl Volume {
     async fn take_over(self: &Arc<Self>, ended: Vec<Ended>) -> Result<(), OpenError> {
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         journal.keep_all(true);
-        let done = ended.iter().flat_map(|ended| done(&ended.left.entries, ended.last)).collect();
+        let done =
+            ended.iter().flat_map(|ended| done(&ended.left.entries, ended.past.last)).collect();
         // The newest first: what an heir did besides taking over is what the rest goes on from.
         for ended in ended.iter().rev() {
             self.place_left(ended, &done).await?; // step 2
@@ -152,10 +159,11 @@ impl Volume {
         ended: &Ended,
         done: &HashSet<Origin>,
     ) -> Result<(), OpenError> {
-        let Ended { left, last, durable } = ended;
+        let Ended { left, past: Past { last, lineage }, durable } = ended;
         let session = left.about.session;
         let known = Known { session, last: *last, durable, done };
         let again = choose(&left.entries, &known);
+        self.look_back(session, lineage.clone(), oldest_base(&again)).await?;
         tracing::info!(%session, ?last, entries = left.entries.len(), durable = durable.len(),
             again = again.len(), "taking over the journal of an earlier mount");
         let mut moved = Moved::new();
@@ -166,19 +174,19 @@ impl Volume {
         Ok(())
     }
 
-    /// Ends the old session in favour of this one: the last request of it that was accepted. An
+    /// Ends the old session in favour of this one. An
     /// heir that did not get to the end is followed: without its place, what the old session made
     /// would not be this one's to commit.
     async fn fence(&self, old: SessionId) -> Result<Fenced, OpenError> {
         let own = self.core().session.id;
-        let (mut session, mut seen) = (old, HashSet::from([own]));
+        let (mut session, mut lineage) = (old, HashSet::from([own, old]));
         let fenced = loop {
             match self.order_fence(session, own).await? {
                 Outcome::Accepted { position, .. } | Outcome::Repeated { position } => {
                     break position;
                 }
                 Outcome::Refused(Refusal::Fenced { successor: Some(heir), .. })
-                    if seen.insert(heir) =>
+                    if lineage.insert(heir) =>
                 {
                     session = heir;
                 }
@@ -201,7 +209,8 @@ impl Volume {
         };
         let since = Position(fenced.0 + 1);
         self.wait_until_applied(since).await?;
-        Ok(Fenced::Now(self.network.last_of(old, since, self.options.deadline).await?))
+        let last = self.network.last_of(old, since, self.options.deadline).await?;
+        Ok(Fenced::Now(Past { last, lineage }))
     }
 
     async fn order_fence(&self, old: SessionId, heir: SessionId) -> Result<Outcome, OpenError> {
@@ -286,126 +295,14 @@ impl Volume {
     /// may name it.
     async fn again_in_this_epoch(&self, again: Again, moved: &mut Moved) -> Result<Again, FsError> {
         match again {
-            Again::Op(now, op) if self.ring().current().epoch() > Epoch(1) => {
+            Again::Op { now, base, op, copied } if self.ring().current().epoch() > Epoch(1) => {
                 let op = self.resealed(op, moved).await?;
                 let puts: Vec<_> = moved.values().flatten().cloned().collect();
                 self.wait_for(&puts).await?;
-                Ok(Again::Op(now, op))
+                Ok(Again::Op { now, base, op, copied })
             }
             again => Ok(again),
         }
-    }
-
-    async fn place_again(self: &Arc<Self>, origin: Origin, again: Again) -> Result<(), FsError> {
-        let (under, holds) =
-            (Under::Certification, Holds { origin: Some(origin), ..Holds::default() });
-        match again {
-            // An heir that died later than its commit made it; another name for it must not begin.
-            Again::Op(_, Op::Make(make)) if self.is_there(make.ino).await? => Ok(()),
-            Again::Op(now, op) => {
-                self.bytes_before(now, &op).await?;
-                match self.place(&op, now, holds, under).await {
-                    Ok(_) => {
-                        self.forgotten_with(&op, origin.session).await;
-                        Ok(())
-                    }
-                    Err(error @ (FsError::Io | FsError::TimedOut | FsError::NoSpace)) => Err(error),
-                    Err(error) => self.refused_again(now, op, error, holds.origin, under).await,
-                }
-            }
-            Again::Data { ino, place, mtime, kill_priv, bytes } => {
-                let there = self.is_there(ino).await?;
-                let taking =
-                    if there { ino } else { self.file_for_bytes(ino, mtime, None, under).await? };
-                let charge = timeout(self.options.deadline, self.budget.charge(bytes.len()));
-                let charge = charge.await.map_err(|_| FsError::TimedOut)?;
-                let file = self.core().file(taking);
-                let _order = file.order.lock().await;
-                let (tail, waiting) = {
-                    let data = file.data();
-                    (!data.tail.is_empty(), data.waiting_bytes())
-                };
-                // One operation holds what one file lost, and not more than memory should.
-                if !there || waiting >= STREAM_BYTES || tail && place.is_some() {
-                    self.seal_file(&file, What::Everything).await?;
-                }
-                let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
-                let at = Journaled { first: journal.next(), origin: Some(origin) };
-                let mut data = file.data();
-                match place {
-                    Some(offset) => {
-                        data.write(offset, &bytes, mtime, kill_priv, charge);
-                        data.journaled(at);
-                    }
-                    None => {
-                        data.append(&bytes, mtime, kill_priv, charge);
-                        data.tail.journaled(bytes.len() as u64, at);
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Who removed a file and had it open no more lost its bytes by that; not what another wrote.
-    async fn forgotten_with(&self, op: &Op, by: SessionId) {
-        let Op::Reap { ino } = op else { return };
-        let Some(file) = self.core().files.get(ino).cloned() else { return };
-        let _order = file.order.lock().await;
-        let mut data = file.data();
-        let mut places = data.journaled.into_iter().chain(data.tail.place());
-        if places.all(|place| place.origin.is_some_and(|origin| origin.session == by)) {
-            data.forget_bytes();
-        }
-    }
-
-    /// Whether there is such an inode. Where that cannot be known now, nothing is decided.
-    async fn is_there(&self, ino: Ino) -> Result<bool, FsError> {
-        is_known_to_be_there(self.inode(ino).await)
-    }
-
-    /// Bytes that came back before `op` stay before it: what was cut off must not return, and a
-    /// time that was set after a write outlives it.
-    async fn bytes_before(&self, now: Stamp, op: &Op) -> Result<(), FsError> {
-        let inos = match op {
-            Op::SetAttr(set) if set.size.is_none() && set.mode.is_none() => {
-                let file = self.core().files.get(&set.ino).cloned();
-                let mtime = set.mtime.map(|mtime| match mtime {
-                    SetTime::Now => now,
-                    SetTime::At(stamp) => stamp,
-                });
-                if let (Some(file), Some(mtime)) = (file, mtime)
-                    && let Some(pending) = &mut file.data().pending
-                {
-                    pending.mtime = mtime;
-                }
-                return Ok(());
-            }
-            Op::SetAttr(set) => vec![set.ino],
-            Op::Write(write) => vec![write.ino],
-            Op::Append(append) => vec![append.ino],
-            Op::Allocate(allocate) => vec![allocate.ino],
-            Op::Copy(copy) => vec![copy.from, copy.to],
-            _ => return Ok(()),
-        };
-        for ino in inos {
-            let Some(file) = self.core().files.get(&ino).cloned() else { continue };
-            self.seal_now(&file).await?;
-        }
-        Ok(())
-    }
-
-    async fn seal_now(&self, file: &Arc<OpenFile>) -> Result<(), FsError> {
-        let _order = file.order.lock().await;
-        self.seal_file(file, What::Everything).await
-    }
-}
-
-fn is_known_to_be_there<T>(looked: Result<T, FsError>) -> Result<bool, FsError> {
-    match looked {
-        Ok(_) => Ok(true),
-        Err(FsError::Stale) => Ok(false),
-        Err(error) => Err(error),
     }
 }
 
@@ -430,15 +327,6 @@ where
 mod tests {
     use super::*;
     use std::cell::Cell;
-
-    #[test]
-    fn an_inode_that_cannot_be_looked_at_is_not_taken_for_gone() {
-        assert_eq!(is_known_to_be_there(Ok(())), Ok(true));
-        assert_eq!(is_known_to_be_there::<()>(Err(FsError::Stale)), Ok(false), "it is away");
-        for error in [FsError::Io, FsError::TimedOut, FsError::NotFound] {
-            assert_eq!(is_known_to_be_there::<()>(Err(error)), Err(error));
-        }
-    }
 
     #[tokio::test]
     async fn each_commit_of_what_is_taken_over_has_the_deadline() {

@@ -334,6 +334,7 @@ impl Volume {
         if let Some(batch) = core.queue.back_mut() {
             batch.puts.extend_from_slice(puts);
             batch.floor = batch.floor.min(first.unwrap_or(batch.floor));
+            batch.leased |= data.leased;
         }
         data.puts.extend_from_slice(puts);
         if data.dirty.is_empty() {

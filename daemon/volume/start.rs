@@ -143,6 +143,9 @@ impl Volume {
         };
         let ground = Ground { tree, position, next, roster, belief, session, journal, coherent };
         let (volume, stale_receiver) = assemble(start, &info, held, ground)?;
+        if !left.is_empty() {
+            volume.watch_others();
+        }
         match &proven {
             Some(seen) => volume.prove(seen).await?,
             None => volume.first_catch_up().await?,
@@ -328,6 +331,7 @@ pub(super) fn assemble(
         writers: Default::default(),
         voids: Default::default(),
         kept: Default::default(),
+        watch: Default::default(),
         network_changed: start.network_changed.clone(),
         recalled: AtomicBool::new(false),
         grant: AtomicU64::new(0),

@@ -75,6 +75,8 @@ pub struct Placed {
     pub op: Op,
     /// Its caller has no answer yet and will ask again.
     pub waited_for: bool,
+    /// It was acknowledged under the lease.
+    pub leased: bool,
 }
 
 /// A chunk that travels inside a commit, and how many copies it gets where it does not.
@@ -95,6 +97,8 @@ pub struct Batch {
     /// At most 64 KiB of data that travels beside the payload.
     pub inline: Option<Inline>,
     pub since: Instant,
+    /// Something in it was acknowledged under the lease, when nobody else could change anything.
+    pub leased: bool,
     /// Proposed, or about to be: no operation is added any more.
     pub closed: bool,
 }
@@ -117,6 +121,7 @@ impl Batch {
             puts: Vec::new(),
             inline: None,
             since: Instant::now(),
+            leased: false,
             closed: false,
         }
     }

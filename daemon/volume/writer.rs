@@ -177,7 +177,11 @@ impl Volume {
     }
 
     /// A checkpoint that covers record `at`; within moments there is one.
-    async fn covering(&self, at: Position, until: Instant) -> Result<Arc<Seen>, FsError> {
+    pub(super) async fn covering(
+        &self,
+        at: Position,
+        until: Instant,
+    ) -> Result<Arc<Seen>, FsError> {
         let there = || self.ledger().seen().filter(|seen| seen.size() > at.0);
         loop {
             if let Some(seen) = there() {

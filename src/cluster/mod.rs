@@ -17,4 +17,5 @@ pub mod place;
 pub mod put;
 pub mod refusal;
 pub mod session;
+pub mod since;
 pub mod state;

@@ -19,10 +19,12 @@
 //! What each change *needs* to have said is in [`crate::meta::cover`].
 
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::file::BUCKET;
 use crate::hash;
 use crate::id::{Ino, Name};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// A commit's most; larger work is split between operations.
 pub const TAGS_MAX: usize = 4_096;
@@ -94,6 +96,13 @@ impl Facts {
     pub fn add(&mut self, fact: Fact) -> &mut Self {
         self.adds.insert(fact);
         self
+    }
+
+    /// Bytes take the place of those in `range` of a file.
+    pub fn write_range(&mut self, ino: Ino, range: Range<u64>) {
+        self.add(Fact::Data(ino));
+        let last = range.end.saturating_sub(1) / BUCKET;
+        self.writes.extend((range.start / BUCKET..=last).map(|bucket| Fact::Bucket(ino, bucket)));
     }
 
     pub fn merge(&mut self, other: Self) {

@@ -7,7 +7,7 @@
 use mictlan::codec::{DecodeError, Reader, Writer};
 use mictlan::id::{Attempt, Ino, Position, SessionId};
 use mictlan::meta::inode::Stamp;
-use mictlan::meta::namespace::Op;
+use mictlan::meta::namespace::{Op, Write};
 
 /// The number of an entry of one journal, from 1, without gaps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -74,9 +74,20 @@ pub enum Entry {
         op: Op,
     },
     /// Bytes written and closed, not sealed yet.
-    Data { ino: Ino, offset: u64, mtime: Stamp, kill_priv: bool, bytes: Vec<u8> },
+    Data {
+        /// Where the log stood then; journals of earlier programs do not say it.
+        base: Option<Position>,
+        ino: Ino,
+        offset: u64,
+        mtime: Stamp,
+        kill_priv: bool,
+        bytes: Vec<u8>,
+    },
     /// Bytes appended and closed, not sealed yet, in the order of their entries.
     Appended { ino: Ino, mtime: Stamp, kill_priv: bool, bytes: Vec<u8> },
+    /// What the copy of entry `copy` placed: `len` bytes, those of the extents, and else zeros. In
+    /// another's hands its source may be gone.
+    Copied { copy: Seq, len: u64, write: Write },
     /// A commit was proposed as (attempt, n); it holds every `Op` before `until`.
     Proposed { attempt: Attempt, n: u64, until: Seq },
     /// Operations of these numbers were refused and, where they still stand, planned again before this.
@@ -90,6 +101,9 @@ const DROPPED: u8 = 4;
 const APPENDED: u8 = 5;
 /// As `OP`, with an origin.
 const STANDS_FOR: u8 = 6;
+const COPIED: u8 = 7;
+/// As `DATA`, with a base.
+const DATA_AT: u8 = 8;
 /// One write of the kernel, and then some.
 const DATA_BYTES_MAX: usize = 8 << 20;
 const OP_BYTES_MAX: usize = 1 << 20;
@@ -106,13 +120,20 @@ impl Entry {
                 }
                 out.bytes(&op.encode());
             }
-            Entry::Data { ino, offset, mtime, kill_priv, bytes } => {
-                stamp(out.u8(DATA).u64(ino.0).u64(*offset), *mtime);
+            Entry::Data { base, ino, offset, mtime, kill_priv, bytes } => {
+                match base {
+                    Some(base) => out.u8(DATA_AT).u64(base.0),
+                    None => out.u8(DATA),
+                };
+                stamp(out.u64(ino.0).u64(*offset), *mtime);
                 out.u8(u8::from(*kill_priv)).bytes(bytes);
             }
             Entry::Appended { ino, mtime, kill_priv, bytes } => {
                 stamp(out.u8(APPENDED).u64(ino.0), *mtime);
                 out.u8(u8::from(*kill_priv)).bytes(bytes);
+            }
+            Entry::Copied { copy, len, write } => {
+                out.u8(COPIED).u64(copy.0).u64(*len).bytes(&Op::Write(write.clone()).encode());
             }
             Entry::Proposed { attempt, n, until } => {
                 out.u8(PROPOSED).u32(attempt.0).u64(*n).u64(until.0);
@@ -153,7 +174,8 @@ impl Entry {
                 let op = Op::decode(input.bytes(OP_BYTES_MAX, "operation")?)?;
                 Entry::Op { now, base, holds: Holds { covers, origin }, op }
             }
-            DATA => Entry::Data {
+            kind @ (DATA | DATA_AT) => Entry::Data {
+                base: (kind == DATA_AT).then(|| input.u64("base")).transpose()?.map(Position),
                 ino: Ino(input.u64("inode")?),
                 offset: input.u64("offset")?,
                 mtime: read_stamp(&mut input)?,
@@ -165,6 +187,14 @@ impl Entry {
                 mtime: read_stamp(&mut input)?,
                 kill_priv: read_flag(&mut input)?,
                 bytes: input.bytes(DATA_BYTES_MAX, "data")?.to_vec(),
+            },
+            COPIED => Entry::Copied {
+                copy: Seq(input.u64("copy")?),
+                len: input.u64("length")?,
+                write: match Op::decode(input.bytes(OP_BYTES_MAX, "operation")?)? {
+                    Op::Write(write) => write,
+                    _ => return Err(DecodeError::NotCanonical("what a copy placed")),
+                },
             },
             PROPOSED => Entry::Proposed {
                 attempt: Attempt(input.u32("attempt")?),
@@ -214,6 +244,16 @@ fn read_stamp(input: &mut Reader) -> Result<Stamp, DecodeError> {
 mod tests {
     use super::*;
 
+    fn data(base: Option<Position>) -> Entry {
+        let (mtime, bytes) = (Stamp { secs: 2, nanos: 3 }, b"xy".to_vec());
+        Entry::Data { base, ino: Ino(7), offset: 1 << 40, mtime, kill_priv: true, bytes }
+    }
+
+    fn write() -> Write {
+        let mtime = Stamp { secs: 2, nanos: 3 };
+        Write { ino: Ino(7), extents: Vec::new(), end: 9, mtime, kill_priv: false }
+    }
+
     #[test]
     fn entries_come_back_as_they_went_in() {
         let now = Stamp { secs: -5, nanos: 7 };
@@ -226,14 +266,10 @@ mod tests {
             op(Some(Seq(3)), None),
             op(None, Some(Origin { session: SessionId(4), seq: Seq(5) })),
             op(Some(Seq(3)), Some(Origin { session: SessionId(4), seq: Seq(5) })),
-            Entry::Data {
-                ino: Ino(7),
-                offset: 1 << 40,
-                mtime: now,
-                kill_priv: true,
-                bytes: b"x".to_vec(),
-            },
+            data(None),
+            data(Some(Position(9))),
             Entry::Appended { ino: Ino(7), mtime: now, kill_priv: false, bytes: b"xy".to_vec() },
+            Entry::Copied { copy: Seq(3), len: 9, write: write() },
             Entry::Proposed { attempt: Attempt(1), n: 2, until: Seq(3) },
             Entry::Dropped { from: Seq(1), until: Seq(3) },
         ] {
@@ -263,6 +299,13 @@ mod tests {
         ];
         let bytes = golden.concat();
         assert_eq!((entry.encode(), Entry::decode(&bytes)), (bytes.clone(), Ok(entry)));
+        let golden = [&[8, 9, 0, 0, 0, 0, 0, 0, 0][..], &data(None).encode()[1..]].concat();
+        assert_eq!(data(Some(Position(9))).encode(), golden);
+        let op = Op::Write(write()).encode();
+        let entry = Entry::Copied { copy: Seq(4), len: 9, write: write() };
+        let golden =
+            [&[7, 4, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, op.len() as u8], &op[..]];
+        assert_eq!(entry.encode(), golden.concat());
         for zero in [29..33, 33..41] {
             let mut nobodys = bytes.clone();
             nobodys[zero].fill(0);

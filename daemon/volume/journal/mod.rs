@@ -302,7 +302,8 @@ mod tests {
 
     fn data(offset: u64, len: usize) -> Entry {
         let bytes = vec![7; len];
-        Entry::Data { ino: Ino(9), offset, mtime: Stamp::default(), kill_priv: false, bytes }
+        let (base, mtime) = (None, Stamp::default());
+        Entry::Data { base, ino: Ino(9), offset, mtime, kill_priv: false, bytes }
     }
 
     fn world() -> (tempfile::TempDir, PathBuf, Principal) {

@@ -7,22 +7,40 @@
 
 use crate::volume::journal::{Entry, Holds, Origin, Seq};
 use mictlan::file::Extent;
-use mictlan::id::{Attempt, ChunkId, Ino, SessionId};
+use mictlan::id::{Attempt, ChunkId, Ino, Position, SessionId};
 use mictlan::meta::inode::Stamp;
-use mictlan::meta::namespace::Op;
+use mictlan::meta::namespace::{Op, Write};
 use std::collections::{HashMap, HashSet};
 
 /// What is to be done again, in order.
 pub(super) enum Again {
-    Op(Stamp, Op),
-    /// Without a place they were appended.
-    Data {
-        ino: Ino,
-        place: Option<u64>,
-        mtime: Stamp,
-        kill_priv: bool,
-        bytes: Vec<u8>,
+    Op {
+        now: Stamp,
+        /// Where the log stood when it was planned.
+        base: Position,
+        op: Op,
+        /// Of a copy, where its chunks are there.
+        copied: Option<Copied>,
     },
+    Data(Bytes),
+}
+
+/// What a copy placed in its target: `len` bytes, those of the extents and else zeros.
+pub(super) struct Copied {
+    pub len: u64,
+    pub write: Write,
+}
+
+/// Bytes that are in the journal as they were written.
+pub(super) struct Bytes {
+    /// Where the log stood when they were written, if that is known.
+    pub base: Option<Position>,
+    pub ino: Ino,
+    /// Without one they were appended.
+    pub place: Option<u64>,
+    pub mtime: Stamp,
+    pub kill_priv: bool,
+    pub bytes: Vec<u8>,
 }
 
 /// What was found out about a journal and those beside it.
@@ -37,7 +55,7 @@ pub(super) struct Known<'a> {
 }
 
 /// Whose bytes, and whether they were appended.
-type Bytes = (Ino, bool);
+type Whose = (Ino, bool);
 
 /// What is done of a journal, and by which of its entries.
 struct Progress<'a> {
@@ -45,9 +63,9 @@ struct Progress<'a> {
     /// The session committed every operation before this.
     committed: Seq,
     /// The sealings of bytes, but those that count for nothing.
-    sealed: HashMap<Bytes, Vec<Seal>>,
+    sealed: HashMap<Whose, Vec<Seal>>,
     /// Up to which entry heirs took bytes as they are in the journal. One stands for those before.
-    by_heirs: HashMap<Bytes, Seq>,
+    by_heirs: HashMap<Whose, Seq>,
     /// Sealings that an heir did without, because it did not find their chunks.
     unused: HashSet<Seq>,
 }
@@ -75,17 +93,17 @@ impl<'a> Progress<'a> {
         seq < self.committed || self.is_by_heir(seq)
     }
 
-    fn is_taken_as_bytes(&self, seq: Seq, of: &Bytes) -> bool {
+    fn is_taken_as_bytes(&self, seq: Seq, of: &Whose) -> bool {
         self.by_heirs.get(of).is_some_and(|until| seq <= *until)
     }
 
     /// The first sealing that has the bytes of entry `seq`.
-    fn seal(&self, seq: Seq, of: &Bytes) -> Option<&Seal> {
+    fn seal(&self, seq: Seq, of: &Whose) -> Option<&Seal> {
         self.sealed.get(of)?.iter().find(|seal| seal.covers > seq)
     }
 
     /// Of bytes in the journal: whether they are in a commit, or come from chunks.
-    fn has_no_use(&self, seq: Seq, of: &Bytes) -> bool {
+    fn has_no_use(&self, seq: Seq, of: &Whose) -> bool {
         let durable = |chunk: &ChunkId| self.known.durable.contains(chunk);
         let sealed = self.seal(seq, of).is_some_and(|seal| {
             let used = !self.unused.contains(&seal.seq);
@@ -110,7 +128,7 @@ pub(super) fn choose(entries: &[(Seq, Entry)], known: &Known) -> Vec<(Seq, Again
     for (seq, entry) in own {
         match entry {
             Entry::Op { .. } if progress.is_done(*seq) || progress.unused.contains(seq) => {}
-            Entry::Op { now, op, holds, .. } => {
+            Entry::Op { now, base, op, holds } => {
                 let whole = chunks_of(entry).all(|chunk| known.durable.contains(&chunk));
                 match bytes_of(op) {
                     Some((ino, _, _)) if !whole => {
@@ -125,25 +143,42 @@ pub(super) fn choose(entries: &[(Seq, Entry)], known: &Known) -> Vec<(Seq, Again
                         }
                     }
                     Some((ino, _, _)) if broken.contains(&ino) => {}
-                    _ => again.push((*seq, Again::Op(*now, op.clone()))),
+                    _ => {
+                        let copied = copied(entries, *seq, known.durable);
+                        let (now, base, op) = (*now, *base, op.clone());
+                        again.push((*seq, Again::Op { now, base, op, copied }));
+                    }
                 }
             }
             Entry::Data { ino, mtime, kill_priv, bytes, .. }
             | Entry::Appended { ino, mtime, kill_priv, bytes } => {
-                let place = match entry {
-                    Entry::Data { offset, .. } => Some(*offset),
-                    _ => None,
+                let (place, base) = match entry {
+                    Entry::Data { offset, base, .. } => (Some(*offset), *base),
+                    _ => (None, None),
                 };
                 let done = progress.has_no_use(*seq, &(*ino, place.is_none()));
                 if !done && !broken.contains(ino) && !reaped.contains(ino) {
                     let (ino, mtime, kill_priv, bytes) = (*ino, *mtime, *kill_priv, bytes.clone());
-                    again.push((*seq, Again::Data { ino, place, mtime, kill_priv, bytes }));
+                    let bytes = Bytes { base, ino, place, mtime, kill_priv, bytes };
+                    again.push((*seq, Again::Data(bytes)));
                 }
             }
-            Entry::Proposed { .. } | Entry::Dropped { .. } => {}
+            Entry::Copied { .. } | Entry::Proposed { .. } | Entry::Dropped { .. } => {}
         }
     }
     again
+}
+
+/// What the copy of entry `seq` placed: that stands not far behind it.
+fn copied(entries: &[(Seq, Entry)], seq: Seq, durable: &HashSet<ChunkId>) -> Option<Copied> {
+    let next = entries.partition_point(|(other, _)| *other <= seq);
+    let behind = entries[next..].iter().take_while(|(_, entry)| !matches!(entry, Entry::Op { .. }));
+    let (len, write) = behind.into_iter().find_map(|(_, entry)| match entry {
+        Entry::Copied { copy, len, write } if *copy == seq => Some((*len, write.clone())),
+        _ => None,
+    })?;
+    let there = write.extents.iter().all(|extent| durable.contains(&extent.chunk));
+    there.then_some(Copied { len, write })
 }
 
 /// What an heir's journal says that it committed of the journals that it took over.
@@ -157,7 +192,7 @@ pub(super) fn done(
 }
 
 /// Of bytes in the journal: whose they are.
-fn data_of(entry: &Entry) -> Option<Bytes> {
+fn data_of(entry: &Entry) -> Option<Whose> {
     match entry {
         Entry::Data { ino, .. } => Some((*ino, false)),
         Entry::Appended { ino, .. } => Some((*ino, true)),
@@ -200,8 +235,8 @@ struct Seal {
     chunks: Vec<ChunkId>,
 }
 
-fn seals(entries: &[&(Seq, Entry)]) -> HashMap<Bytes, Vec<Seal>> {
-    let mut seals: HashMap<Bytes, Vec<Seal>> = HashMap::new();
+fn seals(entries: &[&(Seq, Entry)]) -> HashMap<Whose, Vec<Seal>> {
+    let mut seals: HashMap<Whose, Vec<Seal>> = HashMap::new();
     for (seq, entry) in entries {
         if let Entry::Op { holds: Holds { covers: Some(covers), .. }, op, .. } = entry
             && let Some((ino, appended, extents)) = bytes_of(op)
@@ -221,19 +256,19 @@ pub(super) fn only_on_peers(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_
 }
 
 pub(super) fn chunks_of(entry: &Entry) -> impl Iterator<Item = ChunkId> + '_ {
-    let op = match entry {
-        Entry::Op { op, .. } => bytes_of(op),
-        _ => None,
+    let extents = match entry {
+        Entry::Op { op, .. } => bytes_of(op).map_or(&[][..], |(_, _, extents)| extents),
+        Entry::Copied { write, .. } => &write.extents,
+        _ => &[],
     };
-    op.map_or(&[][..], |(_, _, extents)| extents).iter().map(|extent| extent.chunk)
+    extents.iter().map(|extent| extent.chunk)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::plans::counting;
     use super::*;
-    use mictlan::id::Position;
-    use mictlan::meta::namespace::{Append, Write};
+    use mictlan::meta::namespace::Append;
 
     const OLD: SessionId = SessionId(3);
 
@@ -264,7 +299,7 @@ mod tests {
 
     fn data() -> Entry {
         let (mtime, bytes) = (Stamp::default(), b"x".to_vec());
-        Entry::Data { ino: Ino(7), offset: 0, mtime, kill_priv: false, bytes }
+        Entry::Data { base: None, ino: Ino(7), offset: 0, mtime, kill_priv: false, bytes }
     }
 
     fn proposed(n: u64, until: u64) -> Entry {
@@ -279,7 +314,7 @@ mod tests {
     fn chosen(entries: &[Entry], known: &Known) -> String {
         let again = choose(&counting(numbered(entries), known.session), known);
         let letter =
-            |(_, again): &(Seq, Again)| if matches!(again, Again::Op(..)) { 'o' } else { 'd' };
+            |(_, again): &(Seq, Again)| if matches!(again, Again::Op { .. }) { 'o' } else { 'd' };
         again.iter().map(letter).collect()
     }
 

@@ -50,11 +50,11 @@ impl Volume {
         &self,
         now: Stamp,
         op: Op,
-        error: FsError,
+        why: &str,
         origin: Option<Origin>,
         under: Under,
     ) -> Result<(), FsError> {
-        tracing::error!(operation = ?op, %error,
+        tracing::error!(operation = ?op, why,
             "an operation was acknowledged and is refused now, because another mount changed the \
              same thing meanwhile");
         let own = self.of_this_session(origin);
@@ -73,7 +73,7 @@ impl Volume {
             }
             Op::Write(_) | Op::Reap { .. } => return Ok(()),
             op => {
-                let line = format!("{}: {error}\n", self.in_words(&op).await?);
+                let line = format!("{}: {why}\n", self.in_words(&op).await?);
                 if let Op::Make(make) = op {
                     let places = &mut self.kept().places;
                     if places.len() < KNOWN_MAX {
