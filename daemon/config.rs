@@ -164,7 +164,8 @@ pub struct Network {
     pub id: NetworkId,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serve: Option<Serve>,
-    /// Where to begin; the ledger says who else there is.
+    /// Where to begin; the ledger says who else there is. Where a peer serves, it keeps the other
+    /// voters here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<KnownPeer>,
 }

@@ -59,6 +59,8 @@ pub struct Options {
     pub seeds: Vec<(PeerId, PrincipalId, Vec<String>)>,
     /// No process that worked on the network before can still hold a lease of it.
     pub alone: bool,
+    /// The network begins here and now: an empty log is its first one.
+    pub founding: bool,
 }
 
 pub struct Here {
@@ -98,6 +100,7 @@ impl Here {
             transport: voters.clone(),
             now: Arc::new(host::now),
             limits: sequencer::Limits::default(),
+            lone: options.seeds.is_empty() && !options.founding,
         })
         .await?;
         let service = Service::start(service::Options {

@@ -58,10 +58,12 @@ pub enum RaftCall {
     Published,
     /// Records for a voter that catches up.
     Bundle,
+    /// How a voter stands, for one whose log is not complete.
+    Stand,
 }
 
 impl RaftCall {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Vote,
         Self::Append,
         Self::Heartbeat,
@@ -69,6 +71,7 @@ impl RaftCall {
         Self::Cosign,
         Self::Published,
         Self::Bundle,
+        Self::Stand,
     ];
 
     /// The last part of its route.
@@ -81,6 +84,7 @@ impl RaftCall {
             RaftCall::Cosign => "cosign",
             RaftCall::Published => "published",
             RaftCall::Bundle => "bundle",
+            RaftCall::Stand => "stand",
         }
     }
 }

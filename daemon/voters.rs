@@ -105,5 +105,6 @@ fn wire(call: Call) -> RaftCall {
         Call::Cosign => RaftCall::Cosign,
         Call::Published => RaftCall::Published,
         Call::Bundle => RaftCall::Bundle,
+        Call::Stand => RaftCall::Stand,
     }
 }

@@ -78,6 +78,11 @@ impl Peer {
         signal(self.pid().expect("it runs"), libc::SIGCONT);
     }
 
+    /// Whether the process that was started still lives.
+    pub fn runs(&self) -> bool {
+        self.pid().is_some_and(alive)
+    }
+
     /// kill -9.
     pub fn kill(&self) {
         let pid = self.pid().take().expect("it runs");

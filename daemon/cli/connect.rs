@@ -268,6 +268,7 @@ pub async fn start_here(
         peer_name: serve.name.clone(),
         identity,
         alone,
+        founding: false,
         serve: serve.clone(),
         seeds: here::seeds(configured),
     };
@@ -328,6 +329,7 @@ pub async fn found(
         serve: serve.clone(),
         seeds: Vec::new(),
         alone: true,
+        founding: true,
     };
     let here = Here::start(begun).await?;
     let founded = here.sequencer.bootstrap(genesis, DEADLINE).await;

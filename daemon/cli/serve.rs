@@ -3,15 +3,19 @@
 use super::connect::{self, label};
 use super::error::CliError;
 use super::{advice, announce, log, near, runtime};
-use crate::config::{Config, Network as Configured, PEER_PORT, Paths, Serve};
+use crate::config::{Config, KnownPeer, Network as Configured, PEER_PORT, Paths, Serve};
+use crate::here::Here;
+use crate::service;
 use clap::Args;
 use mictlan::id::{Label, PeerId};
+use mictlan::wire::PeerInfo;
 use mictlan_mount::options::size;
 use serde_json::json;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Args)]
@@ -134,6 +138,7 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = announced => {}
+        () = remember(&file, &name, serve.id, &here) => {}
         why = here.ended() => {
             tracing::error!(%why, "this peer can go on no more; nothing that it acknowledged is lost");
             return Ok(ExitCode::from(8));
@@ -195,6 +200,47 @@ fn inside_a_mount(error: CliError, paths: &Paths, name: &Label) -> CliError {
 /// Whoever started it may have stopped listening by now; that ends no peer.
 fn say(line: &impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Keeps the other voters in the configuration: who loses the ledger's disk finds them again, and
+/// they him.
+async fn remember(file: &Path, name: &Label, me: u64, here: &Here) {
+    const EVERY: Duration = Duration::from_secs(1);
+    let mut last = None;
+    loop {
+        let voters = here.sequencer.with_state(service::peers).map(|peers| others(me, &peers));
+        if let Some(voters) = voters.filter(|voters| last.as_ref() != Some(voters)) {
+            match name_voters(file, name, &voters) {
+                Ok(()) => last = Some(voters),
+                Err(error) => {
+                    tracing::warn!(%error, "the configuration does not name the other voters");
+                }
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn others(me: u64, peers: &[PeerInfo]) -> Vec<KnownPeer> {
+    let votes =
+        |peer: &&PeerInfo| peer.voter && peer.id != PeerId(me) && !peer.addresses.is_empty();
+    let known = |peer: &PeerInfo| KnownPeer {
+        id: peer.id.0,
+        key: peer.principal,
+        addresses: peer.addresses.clone(),
+    };
+    peers.iter().filter(votes).map(known).collect()
+}
+
+fn name_voters(file: &Path, name: &Label, voters: &[KnownPeer]) -> Result<(), CliError> {
+    let mut config = Config::load(file)?;
+    match config.networks.get_mut(name) {
+        Some(known) if known.peers != voters => {
+            known.peers = voters.to_vec();
+            Ok(config.save(file)?)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A vote that was given is not asked for again, so that an owner can take it away.

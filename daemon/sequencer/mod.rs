@@ -53,6 +53,7 @@ use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
 use propose::{Proposer, Waiting};
 use publish::Publisher;
+use raft::guard::{self, Guard};
 use raft::log::LogStore;
 use raft::machine::{Applied, Machine};
 use raft::network::{Network, Piece, is_from, piece_answer, unpack};
@@ -76,6 +77,26 @@ pub struct Options {
     pub transport: Arc<dyn RaftTransport>,
     pub now: WallClock,
     pub limits: Limits,
+    /// No other peer is known that could bring a lost log back, and no network is founded.
+    pub lone: bool,
+}
+
+impl Options {
+    /// What may be done with the log as it was found.
+    fn guard(&self, log: &LogStore) -> Result<Arc<Guard>, OpenError> {
+        let (dir, empty) = (self.dir.clone(), log.is_empty());
+        if empty && !guard::is_marked(&dir)? {
+            for kept in ["snapshot", "cosigned", "ledger/checkpoint"] {
+                if dir.join(kept).exists() {
+                    return Err(OpenError::LogGone { kept, dir });
+                }
+            }
+        }
+        if empty && self.lone {
+            return Err(OpenError::Lone { dir });
+        }
+        Ok(Guard::open(&dir, self.me, empty, self.transport.clone())?)
+    }
 }
 
 /// Sizes that tests make small.
@@ -104,6 +125,20 @@ pub enum OpenError {
     Snapshot(#[from] raft::SnapshotError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(
+        "the log {} is gone: {} leans on it; put no older copy of it back: move the whole {} away \
+         and start this peer again, and the other voters bring its log back",
+        dir.join("wal").display(), dir.join(kept).display(), dir.display()
+    )]
+    LogGone { kept: &'static str, dir: PathBuf },
+    #[error(
+        "{} holds no log, and the configuration names no other peer that could bring it back: \
+         nothing was begun. If this is the network's only voter, put the newest copy of the \
+         directory back; if others vote, name one of them in the configuration of this network \
+         (peers: id, key, addresses), and start again",
+        dir.display()
+    )]
+    Lone { dir: PathBuf },
     #[error("the ordering engine does not start: {0}")]
     Raft(String),
 }
@@ -127,6 +162,7 @@ pub enum LeadError {
 pub struct Sequencer {
     me: PeerId,
     raft: Raft,
+    guard: Arc<Guard>,
     applied: Arc<Applied>,
     clocks: Arc<Clocks>,
     transport: Arc<dyn RaftTransport>,
@@ -142,6 +178,7 @@ impl Sequencer {
     pub async fn open(options: Options) -> Result<Arc<Self>, OpenError> {
         durable::create_dir(&options.dir, 0o700)?;
         let log = LogStore::open(&options.dir.join("wal"), options.limits.wal_segment_bytes)?;
+        let guard = options.guard(&log)?;
         let applied =
             Applied::open(options.dir.clone(), options.network, options.me, options.chunks)?;
         let applied = Arc::new(applied);
@@ -149,10 +186,13 @@ impl Sequencer {
         let transport = options.transport;
         let network = Network { transport: transport.clone(), clocks: clocks.clone() };
         let machine = Machine { applied: applied.clone() };
-        let config = raft::config(options.limits.entries_per_snapshot);
+        let config = raft::config(options.limits.entries_per_snapshot, !guard.lacks());
         let raft = Raft::new(options.me.0, config, network, log, machine)
             .await
             .map_err(|e| OpenError::Raft(e.to_string()))?;
+        if guard.lacks() {
+            tokio::spawn(guard.clone().catch_up(raft.clone()));
+        }
         let (proposals, queue) = mpsc::channel(propose::WAITING_MAX);
         let proposer = Proposer {
             raft: raft.clone(),
@@ -173,6 +213,7 @@ impl Sequencer {
         Ok(Arc::new(Self {
             me: options.me,
             raft,
+            guard,
             applied,
             clocks,
             transport,
@@ -190,6 +231,10 @@ impl Sequencer {
         within: Duration,
     ) -> Result<Outcome, ProposeError> {
         let members: BTreeMap<u64, EmptyNode> = [(self.me.0, EmptyNode {})].into();
+        // Crash after the mark is gone: the log is still empty, and the next start marks it again.
+        if self.raft.is_initialized().await == Ok(false) {
+            self.guard.is_complete().map_err(|_| ProposeError::Stopped)?;
+        }
         // Refused where it was done before; the proposal then tells how things stand.
         let _ = self.raft.initialize(members).await;
         let founded = async {
@@ -274,6 +319,8 @@ impl Sequencer {
         let change = async {
             let learned = self.raft.add_learner(peer.0, EmptyNode {}, true).await;
             learned.map_err(membership_error)?;
+            // A vote without a complete log is none, and could be missed at once.
+            self.guard.wait_complete(peer).await;
             let add = ChangeMembers::AddVoterIds(BTreeSet::from([peer.0]));
             self.raft.change_membership(add, true).await.map_err(membership_error)
         };
@@ -345,7 +392,10 @@ impl Sequencer {
     /// down; the reason. The process is to exit: a voter that cannot write must not answer.
     pub async fn ended(&self) -> String {
         let mut metrics = self.raft.metrics();
-        let ended = metrics.wait_for(|m| m.running_state.is_err()).await;
+        let ended = tokio::select! {
+            ended = metrics.wait_for(|m| m.running_state.is_err()) => ended,
+            why = self.guard.ended() => return why,
+        };
         match ended {
             Ok(m) => m.running_state.as_ref().err().map(ToString::to_string).unwrap_or_default(),
             Err(_) => "the ordering engine is gone".to_owned(),
@@ -366,9 +416,11 @@ impl Sequencer {
     ) -> Result<Bytes, CallError> {
         match call {
             Call::Append | Call::Heartbeat | Call::Vote => {
-                raft::network::answer(&self.raft, &self.clocks, from, call, body).await
+                let here = (&*self.clocks, self.applied.last_applied());
+                raft::network::answer(&self.raft, &self.guard, here, from, call, body).await
             }
             Call::Snapshot => self.receive(from, unpack(body)?).await,
+            Call::Stand => self.guard.stand(&self.raft, from, body).await,
             Call::Bundle => catch_up::answer(&self.applied.files, body),
             Call::Cosign => Ok(Bytes::from(self.publisher.cosign(body).await?)),
             Call::Published => {
@@ -382,6 +434,7 @@ impl Sequencer {
     /// before the snapshot counts: a network that fails here only makes the leader try again.
     async fn receive(&self, from: PeerId, piece: Piece) -> Result<Bytes, CallError> {
         is_from(from, &piece.vote)?;
+        self.guard.may_follow(from, piece.vote)?;
         let Some(bytes) = self.collect(&piece)? else {
             return Ok(piece_answer(&self.clocks, None));
         };

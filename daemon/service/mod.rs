@@ -369,6 +369,7 @@ impl From<RaftCall> for Call {
             RaftCall::Cosign => Call::Cosign,
             RaftCall::Published => Call::Published,
             RaftCall::Bundle => Call::Bundle,
+            RaftCall::Stand => Call::Stand,
         }
     }
 }

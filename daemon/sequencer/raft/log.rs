@@ -60,6 +60,12 @@ impl LogStore {
         Ok(Self { index, jobs })
     }
 
+    /// Whether nothing was ever promised by it: no entry, no vote.
+    pub fn is_empty(&self) -> bool {
+        let index = self.index();
+        index.last().is_none() && index.vote.is_none()
+    }
+
     fn index(&self) -> MutexGuard<'_, Index> {
         lock(&self.index)
     }

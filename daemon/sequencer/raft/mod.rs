@@ -3,6 +3,7 @@
 //! Owns: everything that names openraft, so that it can be replaced.
 //! Never: looks into an entry; what is ordered are the opaque bytes of a group.
 
+pub mod guard;
 mod index;
 pub mod log;
 pub mod machine;
@@ -87,8 +88,9 @@ const ELECTION_MS: (u64, u64) = (800, 1600);
 /// Applied entries that stay in the log for voters that are a little behind.
 const KEPT_ENTRIES: u64 = 500;
 
-/// Openraft's configuration. `entries_per_snapshot` bounds the log and the replay at start.
-pub fn config(entries_per_snapshot: u64) -> Arc<Config> {
+/// Openraft's configuration. `entries_per_snapshot` bounds the log and the replay at start; a voter
+/// that may not `elect` waits to be led.
+pub fn config(entries_per_snapshot: u64, elect: bool) -> Arc<Config> {
     let config = Config {
         cluster_name: "mictlan".into(),
         heartbeat_interval: HEARTBEAT_MS,
@@ -96,6 +98,7 @@ pub fn config(entries_per_snapshot: u64) -> Arc<Config> {
         election_timeout_max: ELECTION_MS.1,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(entries_per_snapshot),
         max_in_snapshot_log_to_keep: KEPT_ENTRIES.min(entries_per_snapshot),
+        enable_elect: elect,
         // A group is up to a megabyte, so a few are a full message.
         max_payload_entries: 16,
         install_snapshot_timeout: 30_000,

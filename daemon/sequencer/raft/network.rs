@@ -5,7 +5,8 @@
 //! the sender, and a message that names another one is refused.
 //! Invariant: a heartbeat is a call of its own kind, so that it never waits behind a full message.
 
-use super::{Raft, SnapshotMeta, Types, Vote};
+use super::guard::Guard;
+use super::{LogId, Raft, SnapshotMeta, Types, Vote};
 use crate::sequencer::clock::Clocks;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -48,12 +49,14 @@ pub enum Call {
     Published = 6,
     /// A full entry bundle with its tag lists, for one who catches up.
     Bundle = 7,
+    /// How a voter stands, for one whose log is not complete.
+    Stand = 8,
 }
 
 impl Call {
     pub fn parse(number: u8) -> Option<Self> {
         use Call::*;
-        [Append, Heartbeat, Vote, Snapshot, Cosign, Published, Bundle]
+        [Append, Heartbeat, Vote, Snapshot, Cosign, Published, Bundle, Stand]
             .into_iter()
             .find(|call| *call as u8 == number)
     }
@@ -220,7 +223,8 @@ impl RaftNetwork<Types> for Link {
 /// Answers raft's own calls. `from` is who the transport knows it talks to.
 pub async fn answer(
     raft: &Raft,
-    clocks: &Clocks,
+    guard: &Arc<Guard>,
+    (clocks, applied): (&Clocks, Option<LogId>),
     from: PeerId,
     call: Call,
     body: &[u8],
@@ -230,12 +234,15 @@ pub async fn answer(
         Call::Append | Call::Heartbeat => {
             let rpc: AppendEntriesRequest<Types> = unpack(body)?;
             is_from(from, &rpc.vote)?;
+            guard.may_follow(from, rpc.vote)?;
+            guard.refuse_another_history(applied, &rpc)?;
             let reply = raft.append_entries(rpc).await.map_err(|e| failed(&e))?;
             Ok(pack(&Timed { now: clocks.now(), reply }))
         }
         Call::Vote => {
             let rpc: VoteRequest<u64> = unpack(body)?;
             is_from(from, &rpc.vote)?;
+            guard.may_vote(from).await?;
             let reply = raft.vote(rpc).await.map_err(|e| failed(&e))?;
             Ok(pack(&Timed { now: clocks.now(), reply }))
         }

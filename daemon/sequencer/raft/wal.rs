@@ -35,7 +35,8 @@ pub enum WalError {
     Disk(#[from] DiskError),
     #[error(
         "the log {path} is damaged at byte {offset}: frame {sequence} was durable and does not \
-         check; restore this disk or remove the voter and let it join again"
+         check; put no older copy back: move the whole directory sequencer/ away and start this \
+         peer again, and the other voters bring its log back"
     )]
     Damaged { path: PathBuf, offset: u64, sequence: u64 },
     #[error("the log {path} holds a frame {sequence} that this program does not understand: {why}")]

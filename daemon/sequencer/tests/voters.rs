@@ -158,6 +158,58 @@ async fn with_one_voter_away_work_goes_on_and_with_two_it_fails_clearly_and_lose
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_lost_its_log_elects_nobody_who_lacks_what_it_acknowledged() {
+    let mut world = World::three().await;
+    let leader = world.leader(&[1, 2, 3]).await;
+    accepted(world.note(&leader, 1).await);
+    let leads = leader.id().0;
+    let others: Vec<u64> = (1..=3).filter(|n| *n != leads).collect();
+    let [away, loser] = others[..] else { panic!("two others") };
+    world.wires.cut(PeerId(away));
+    let (at, record) = accepted(world.note(&leader, 2).await);
+    world.crash(loser).await;
+    fs::remove_dir_all(world.dir(loser)).expect("its disk is new");
+    world.start(loser).await;
+    world.wires.cut(PeerId(leads));
+    world.wires.heal(PeerId(away));
+    let both = [away, loser];
+    let elected = tokio::time::timeout(Duration::from_secs(5), world.leader(&both)).await;
+    assert!(elected.is_err(), "these two are a majority that does not know what was ordered");
+    world.wires.heal(PeerId(leads));
+    let leader = world.leader(&[1, 2, 3]).await;
+    assert_eq!(lines(&leader).await.get(at as usize), Some(&record), "it is there");
+    let (last, _) = accepted(world.note(&leader, 3).await);
+    caught_up(&world.voters[&PeerId(loser)], last + 1).await;
+    // Its vote counts again.
+    let third = PeerId(if leader.id().0 == loser { leads } else { leader.id().0 });
+    world.wires.cut(third);
+    let rest: Vec<u64> = (1..=3).filter(|n| *n != third.0).collect();
+    let leader = world.leader(&rest).await;
+    assert_eq!(lines(&leader).await.get(at as usize), Some(&record));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_voters_gets_its_log_back_whoever_was_started_last() {
+    let mut world = World::new();
+    world.found().await;
+    let first = world.voters[&PeerId(1)].clone();
+    world.start(2).await;
+    first.add_voter(PeerId(2), SOON).await.expect("a voter");
+    let (at, record) = accepted(world.note(&first, 1).await);
+    drop(first);
+    for n in [1, 2] {
+        world.crash(n).await;
+    }
+    fs::remove_dir_all(world.dir(2)).expect("its disk is new");
+    world.start(2).await;
+    world.start(1).await;
+    let leader = world.leader(&[1, 2]).await;
+    assert_eq!(lines(&leader).await.get(at as usize), Some(&record));
+    let (last, _) = accepted(world.note(&leader, 2).await);
+    caught_up(&world.voters[&PeerId(2)], last + 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_far_behind_gets_a_snapshot_and_verifies_every_record_behind_it() {
     let mut world = World::new();
     world.limits.entries_per_snapshot = 30;

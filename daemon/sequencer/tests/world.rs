@@ -154,6 +154,7 @@ impl World {
             transport: Arc::new(End { me, wires: self.wires.clone() }),
             now: self.clock.clone(),
             limits: self.limits,
+            lone: false,
         };
         let voter = Sequencer::open(options).await.expect("opened");
         let weak = Arc::downgrade(&voter);
