@@ -5,6 +5,7 @@
 
 use crate::counts::COUNTS;
 use crate::here::Here;
+use crate::peer::Peer;
 use crate::sequencer::Sequencer;
 use crate::store::Store;
 use crate::volume::Volume;
@@ -43,7 +44,11 @@ trait Told: Clone + Send + Sync + 'static {
 /// Serves a peer's until the task is dropped with its runtime.
 pub async fn serve(address: &str, here: &Here) -> Result<JoinHandle<()>, MetricsError> {
     let parsed = address.parse().map_err(|_| MetricsError::Address(address.to_owned()))?;
-    let peer = OfPeer { store: here.store.clone(), sequencer: here.sequencer.clone() };
+    let peer = OfPeer {
+        peer: here.peer.clone(),
+        store: here.store.clone(),
+        sequencer: here.sequencer.clone(),
+    };
     Ok(answer(listen(parsed).await?, peer))
 }
 
@@ -93,6 +98,7 @@ fn say(registry: &mut Registry, name: &str, help: &str, value: u64) {
 
 #[derive(Clone)]
 struct OfPeer {
+    peer: Arc<Peer>,
     store: Arc<Store>,
     sequencer: Arc<Sequencer>,
 }
@@ -107,6 +113,8 @@ impl Told for OfPeer {
         say("store_capacity_bytes", "Bytes that the store may use", stat.space);
         let out = u64::from(stat.out_of_service.is_some());
         say("store_out_of_service", "1 if the store takes no writes", out);
+        let missing = self.peer.copies_missing();
+        say("copies_missing_chunks", "Chunks whose other copies it did not find", missing);
         let size = self.sequencer.with_state(|state| state.head().size).unwrap_or(0);
         say("ledger_records", "Records that this peer has applied", size);
         let published = self.sequencer.published().map_or(0, |published| published.size);

@@ -75,6 +75,11 @@ impl Owing {
         }
     }
 
+    /// Of how many chunks here it looked for all copies and did not find them.
+    pub fn missing(&self) -> u64 {
+        self.state().owed.missing() as u64
+    }
+
     /// Until the peer ends. Round after round while copies are found, so that nothing piles up.
     pub async fn work(owing: Weak<Self>) {
         let mut remembered = false;
@@ -130,7 +135,7 @@ impl Owing {
                 settled.push(search.chunk);
             } else {
                 let stored = search.stored().to_vec();
-                state.owed.note(search.chunk, stored, 0, now());
+                state.owed.lacks(search.chunk, stored, now());
             }
         }
         let whole = settled.len();

@@ -388,8 +388,14 @@ impl Peer {
             head: ledger.map(Sequencing::head),
             published: ledger.and_then(Sequencing::published),
             store: self.store.as_deref().map(store_status),
+            copies_missing: self.copies_missing(),
             now: now(),
         })
+    }
+
+    /// Of how many of its chunks it looked for all copies, and did not find them.
+    pub fn copies_missing(&self) -> u64 {
+        self.owing.as_ref().map_or(0, |owing| owing.missing())
     }
 
     /// With `join` all that an unknown key is answered.

@@ -402,6 +402,8 @@ pub struct Status {
     /// The size of the newest checkpoint that a quorum has cosigned.
     pub published: Option<Position>,
     pub store: Option<StoreStatus>,
+    /// Chunks here of which it looked for all copies and did not find them.
+    pub copies_missing: u64,
     pub now: TimeMs,
 }
 

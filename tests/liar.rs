@@ -71,6 +71,7 @@ impl Liar {
             head: None,
             published: None,
             store: Some(store),
+            copies_missing: 0,
             now: TimeMs(0),
         };
         let (last, shown, receipts) = Default::default();

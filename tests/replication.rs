@@ -99,17 +99,20 @@ fn settings_of_a_volume_hold_for_what_is_written_from_then_on() {
     assert!(listed.contains("2 copies, not compressed"), "{listed}");
 }
 
+/// What `status` says under a code, if it does.
+fn problem(home: &Home, code: &str) -> Option<serde_json::Value> {
+    let report = home.run(&["status", "--json"]).stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+    let problems = report["problems"].as_array().expect("a list").clone();
+    problems.into_iter().find(|problem| problem["code"] == code)
+}
+
 #[test]
 fn copies_that_are_owed_show_in_status_until_they_are_made() {
     let three = Three::start();
     let alice = three.user("alice");
     let dir = mount(&alice);
-    let owed = || {
-        let report = alice.run(&["status", "--json"]).stdout;
-        let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
-        let problems = report["problems"].as_array().expect("a list").clone();
-        problems.into_iter().find(|problem| problem["code"] == "copies-owed")
-    };
+    let owed = || problem(&alice, "copies-owed");
     three.peers[2].kill();
     write_through(&dir.join("file"), &noise(1, 3 << 20)).expect("two of three are enough");
     wait_until("status says what is owed", || owed().is_some());
@@ -148,9 +151,11 @@ fn copies_that_a_killed_mount_owed_are_made_by_the_peers() {
         peer.kill();
         peer.serve_until("serving");
     }
+    wait_until("status says what is missing", || problem(&alice, "copies-missing").is_some());
     three.peers[2].serve();
     let all = content.len() as u64;
     wait_until("the others bring it what it lacks", || three.peers[2].stored_bytes() >= all);
+    wait_until("and nothing is missing", || problem(&alice, "copies-missing").is_none());
 }
 
 #[test]

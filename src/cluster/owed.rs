@@ -32,6 +32,8 @@ pub struct Debt {
     pub since: TimeMs,
     again_at: TimeMs,
     wait_ms: u64,
+    /// All peers that answer were asked, and not enough have it.
+    missing: bool,
 }
 
 /// How many debts are remembered.
@@ -67,8 +69,9 @@ impl Owed {
         }
         let wait_ms = old.map_or(self.first_wait_ms, |old| (old.wait_ms * 2).min(LONGEST_WAIT_MS));
         let since = old.map_or(now, |old| old.since);
+        let missing = old.is_some_and(|old| old.missing);
         let again_at = TimeMs(now.0 + wait_ms);
-        self.chunks.insert(chunk, Debt { stored, copies, since, again_at, wait_ms });
+        self.chunks.insert(chunk, Debt { stored, copies, since, again_at, wait_ms, missing });
         true
     }
 
@@ -90,6 +93,19 @@ impl Owed {
 
     pub fn len(&self) -> usize {
         self.chunks.len()
+    }
+
+    /// Everybody who answers was asked, these have it, and they are too few.
+    pub fn lacks(&mut self, chunk: ChunkId, stored: Vec<PeerId>, now: TimeMs) {
+        self.note(chunk, stored, 0, now);
+        if let Some(debt) = self.chunks.get_mut(&chunk) {
+            debt.missing = true;
+        }
+    }
+
+    /// Chunks of which copies were looked for in vain.
+    pub fn missing(&self) -> usize {
+        self.chunks.values().filter(|debt| debt.missing).count()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -184,6 +200,19 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_is_missing_from_the_first_look_in_vain_until_it_is_found() {
+        let (mut owed, chunk) = (Owed::default(), crate::hash::address(b"x"));
+        let again = |owed: &mut Owed| owed.note(chunk, vec![PeerId(1)], 3, TimeMs(0));
+        assert!(again(&mut owed) && again(&mut owed), "a chunk that is put twice");
+        assert_eq!(owed.missing(), 0, "nobody has looked yet");
+        owed.lacks(chunk, vec![PeerId(1), PeerId(2)], TimeMs(9));
+        assert!(again(&mut owed));
+        assert_eq!(owed.missing(), 1);
+        owed.lacks(chunk, vec![PeerId(1), PeerId(2), PeerId(3)], TimeMs(20));
+        assert_eq!((owed.missing(), owed.len()), (0, 0));
+    }
+
+    #[test]
     fn what_one_file_is_owed_another_that_asks_for_less_does_not_take_away() {
         let (mut owed, chunk) = (Owed::default(), crate::hash::address(b"x"));
         let peers = |list: &[u64]| list.iter().map(|n| PeerId(*n)).collect::<Vec<_>>();
@@ -208,6 +237,7 @@ mod tests {
             since: TimeMs(0),
             again_at: TimeMs(0),
             wait_ms: 0,
+            missing: false,
         };
         Search::new(crate::hash::address(b"x"), &debt, (1..=5).map(PeerId).collect())
     }

@@ -157,6 +157,7 @@ fn line(info: &PeerInfo, status: Result<Status, Silence>) -> PeerLine {
     let store = status.as_ref().ok().and_then(|status| status.store.clone());
     let head = status.as_ref().ok().and_then(|status| status.head);
     let published = status.as_ref().ok().and_then(|status| status.published);
+    let copies_missing = status.as_ref().map_or(0, |status| status.copies_missing);
     PeerLine {
         id: info.id.0,
         name: info.name.to_string(),
@@ -173,6 +174,7 @@ fn line(info: &PeerInfo, status: Result<Status, Silence>) -> PeerLine {
         chunks: store.as_ref().map(|store| store.chunks),
         records: head.map(|head| head.size.0),
         published: published.map(|size| size.0),
+        copies_missing,
         out_of_service: store.and_then(|store| store.out_of_service),
     }
 }

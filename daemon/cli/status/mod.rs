@@ -16,6 +16,7 @@
 //! | `journal-disk-full` | the disk of this host's journals is full: mounts refuse changes |
 //! | `peer-held` | a process that does not answer has this machine's store |
 //! | `copies-owed` | a mount has chunks that are durable and not yet at all their copies |
+//! | `copies-missing` | a peer has chunks of which it looked for all copies, and did not find them |
 //! | `peer-away` | a peer does not answer a mount; since when |
 //! | `peer-lied` | a peer gave a mount bytes that are not the chunk, or receipts for another one |
 //! | `stale-view` | a mount has not heard of the log for 3 s, or of a cosignature for a minute |
@@ -110,6 +111,8 @@ pub struct PeerLine {
     pub records: Option<u64>,
     pub published: Option<u64>,
     pub out_of_service: Option<String>,
+    /// Of how many of its chunks it looked for all copies, and did not find them.
+    pub copies_missing: u64,
 }
 
 #[derive(Serialize)]
@@ -255,6 +258,7 @@ impl Report {
                 severe: false,
             });
         }
+        found.extend(self.missing());
         if let (Some(records), Some(published)) = (self.records, self.published)
             && records > published
         {
@@ -293,6 +297,21 @@ impl Report {
              mictlan serve &",
             first.unwrap_or_default()
         )
+    }
+
+    /// Several peers may have the same chunk, so what they lack does not add up.
+    fn missing(&self) -> Option<Problem> {
+        let most = self.peers.iter().max_by_key(|peer| peer.copies_missing)?;
+        let PeerLine { id, name, copies_missing: chunks, .. } = most;
+        (*chunks > 0).then(|| Problem {
+            code: "copies-missing",
+            what: format!(
+                "peer {id} ({name}) has {chunks} chunks of which it did not find all copies; it \
+                 makes them when the peers that lack them answer, and looks again within a minute"
+            ),
+            next: "start the peers that are away: mictlan serve; see: mictlan peer ls".to_owned(),
+            severe: false,
+        })
     }
 
     /// Peers that let somebody else in, and not this key: they work, and none has to be started.
