@@ -209,7 +209,7 @@ impl Guard {
 
     /// Until the log is complete; then this voter takes its full part.
     pub async fn catch_up(self: Arc<Self>, raft: Raft) {
-        tracing::warn!("this peer's log is not complete: it has no vote until a leader brought it");
+        tracing::info!("this peer's log is not complete: it has no vote until a leader brought it");
         let metrics = raft.metrics();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
