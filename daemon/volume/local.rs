@@ -126,6 +126,11 @@ impl Volume {
         if under == Under::Lease && !matches!(core.session.mode, Mode::Leased { .. }) {
             return Ok(Tried::LeaseGone);
         }
+        // What is in the journal keeps its base: placed now, it would seem to be newer than what others
+        // did meanwhile.
+        if core.session.mode == Mode::Lost {
+            return Err(self.lost_errno());
+        }
         if core.replan.is_some() && under != Under::Again {
             return Ok(Tried::Replanning);
         }
