@@ -153,6 +153,28 @@ fn nothing_is_left_half_done() {
     }
 }
 
+/// What git leaves in a file when two changes meet is nobody's text.
+#[test]
+fn no_page_has_two_versions_of_itself() {
+    let mut open = vec![root()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).expect("a readable directory") {
+            let path = entry.expect("a readable entry").path();
+            let name = path.file_name().expect("an entry has a name").to_owned();
+            if path.is_dir() {
+                if name != "target" && name != ".git" {
+                    open.push(path);
+                }
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                let mark =
+                    |line: &str| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> ");
+                let line = text.lines().position(mark).map(|at| at + 1);
+                assert_eq!(line, None, "{} has a mark of a conflict", path.display());
+            }
+        }
+    }
+}
+
 /// The names between backticks in the last column of PROMISES.md's tables.
 fn promised() -> Vec<String> {
     let text = std::fs::read_to_string(root().join("tests/PROMISES.md")).expect("a table");
