@@ -11,7 +11,14 @@ use std::process::Stdio;
 
 /// `close` is what promises something here, so its answer is heard.
 fn write_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    put_and_close(File::create(path)?, bytes)
+}
+
+fn append_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put_and_close(File::options().create(true).append(true).open(path)?, bytes)
+}
+
+fn put_and_close(mut file: File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     // SAFETY: the descriptor is this function's own, and nothing uses it afterwards.
     match unsafe { libc::close(file.into_raw_fd()) } {
@@ -28,8 +35,13 @@ fn fill(dir: &Path) {
     assert_eq!(full.and_then(|why| why.raw_os_error()), Some(libc::ENOSPC));
 }
 
-/// Small enough for `close` to put it into the journal, and too much for what a full disk has left.
+/// What has more bytes than are left beside what a journal keeps for commits, and is small enough
+/// to go into one.
 const LARGE: usize = 900_000;
+
+fn errno(done: io::Result<()>) -> Option<i32> {
+    done.err().and_then(|why| why.raw_os_error())
+}
 
 /// fsync of the root: everything of the mount is committed.
 fn sync_all(dir: &Path) -> io::Result<()> {
@@ -41,12 +53,11 @@ fn sync_all(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether `status` names the disk.
-fn is_named(home: &Home) -> bool {
+fn problems(home: &Home) -> Vec<String> {
     let report = home.run(&["status", "--json"]).stdout;
     let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
     let problems = report["problems"].as_array().expect("a list");
-    problems.iter().any(|problem| problem["code"] == "journal-disk-full")
+    problems.iter().map(|one| one["code"].as_str().expect("a code").to_owned()).collect()
 }
 
 #[test]
@@ -57,24 +68,114 @@ fn a_mount_goes_on_when_the_disk_of_its_log_and_journal_is_full() {
     let _disk = Disk::small(&state, "8m");
     let dir = home.mount("mnt");
     write_and_close(&dir.join("before"), b"before").expect("there is room");
-    assert!(!is_named(&home), "there is room");
     fill(&state);
     // Each of these has something to say, and nowhere to say it.
     for _ in 0..20 {
-        let refused = write_and_close(&dir.join("more"), &[7; LARGE]).expect_err("no room");
-        assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "the cause is told: {refused}");
+        let refused = write_and_close(&dir.join("more"), &[7; LARGE]);
+        assert_eq!(errno(refused), Some(libc::ENOSPC), "the cause is told");
         assert_eq!(fs::read(dir.join("before")).expect("the mount is there"), b"before");
     }
-    assert!(is_named(&home), "status does not say which disk is full");
+    let full = "journal-disk-full".to_owned();
+    assert!(problems(&home).contains(&full), "status does not name the disk");
     fs::remove_file(state.join("fill")).expect("removable");
     wait_until("there is room, and it is used", || {
         write_and_close(&dir.join("after"), &[8; LARGE]).is_ok()
     });
+    assert!(!problems(&home).contains(&full), "the disk has room again");
     wait_until("everything is committed", || sync_all(&dir).is_ok());
     home.unmount(&dir);
     let dir = home.mount("mnt");
     assert_eq!(fs::read(dir.join("before")).expect("it was acknowledged"), b"before");
     assert!(fs::read(dir.join("after")).expect("it was acknowledged") == [8; LARGE]);
+    home.unmount(&dir);
+}
+
+#[test]
+fn a_journal_on_a_full_disk_commits_what_it_has_and_gives_the_room_back() {
+    needs_root("a small disk");
+    let home = Home::new();
+    let state = home.path().join("home/state");
+    let _disk = Disk::small(&state, "8m");
+    let dir = home.mount("mnt");
+    let kept = |n: usize| vec![n as u8; if n < 20 { 100_000 } else { 100 }];
+    for n in 0..200 {
+        write_and_close(&dir.join(n.to_string()), &kept(n)).expect("there is room");
+    }
+    fill(&state);
+    sync_all(&dir).unwrap_or_else(|why| panic!("commits have no room: {why}{}", home.log()));
+    wait_until("the journal gives back what is committed", || {
+        write_and_close(&dir.join("after"), &[8; LARGE]).is_ok()
+    });
+    home.kill_daemon(&dir);
+    home.forget(&dir);
+    fs::remove_file(state.join("fill")).expect("removable");
+    let dir = home.mount("mnt");
+    for n in 0..200 {
+        let found = fs::read(dir.join(n.to_string())).expect("it was acknowledged");
+        assert!(found == kept(n), "file {n}: {} bytes came back{}", found.len(), home.log());
+    }
+    assert!(fs::read(dir.join("after")).expect("it was acknowledged") == [8; LARGE]);
+    home.unmount(&dir);
+}
+
+#[test]
+fn a_journal_that_filled_its_disk_while_the_peers_were_away_empties_itself() {
+    needs_root("a small disk");
+    let home = Home::new();
+    let _disk = Disk::small(&home.path().join("home/state"), "4m");
+    home.ok(&["init"]);
+    let peer = home.start(&["serve", "--listen", "127.0.0.1:0"], "serving");
+    let dir = home.mount_with("mnt", &["-o", "deadline=10"]);
+    let kept = |n: usize| vec![n as u8; 100_000];
+    signal(peer, libc::SIGSTOP);
+    let write = |n: usize| write_and_close(&dir.join(n.to_string()), &kept(n));
+    let refused = (0..).map(|n| (n, write(n))).find(|(_, done)| done.is_err());
+    let (closed, refused) = refused.expect("an endless search ends with a find");
+    // A file of which the journal has the beginning, and no room for the rest.
+    let lines = (0..).find(|_| append_and_close(&dir.join("lines"), &[7; 4096]).is_err());
+    let lines = lines.expect("an endless search ends with a find");
+    signal(peer, libc::SIGCONT);
+    // On a machine so slow that the lease ran out first, there was nothing to fill.
+    let known = matches!(errno(refused), Some(libc::ENOSPC | libc::ETIMEDOUT));
+    assert!(known, "after {closed} files{}", home.log());
+    wait_until("commits go on, and so do changes", || {
+        write_and_close(&dir.join("after"), &[8; LARGE]).is_ok()
+    });
+    wait_until("everything is committed", || sync_all(&dir).is_ok());
+    home.unmount(&dir);
+    let dir = home.mount("mnt");
+    for n in 0..closed {
+        let found = fs::read(dir.join(n.to_string())).expect("it was acknowledged");
+        assert!(found == kept(n), "file {n}: {} bytes came back{}", found.len(), home.log());
+    }
+    let found = fs::read(dir.join("lines")).unwrap_or_default();
+    assert!(found.len() >= lines * 4096, "{} of {lines} lines{}", found.len(), home.log());
+    assert!(found.iter().all(|byte| *byte == 7), "a line came back as another");
+    home.unmount(&dir);
+}
+
+#[test]
+fn a_mount_without_room_for_its_journal_is_refused_and_says_where_to_make_room() {
+    needs_root("a small disk");
+    let home = Home::new();
+    let state = home.path().join("home/state");
+    let _disk = Disk::small(&state, "8m");
+    let dir = home.mount("mnt");
+    write_and_close(&dir.join("before"), b"before").expect("there is room");
+    home.unmount(&dir);
+    fill(&state);
+    let filled = File::options().write(true).open(state.join("fill")).expect("a file");
+    let len = filled.metadata().expect("a file").len();
+    // Enough for all but what a journal keeps for commits.
+    filled.set_len(len - (512 << 10)).expect("shorter");
+    drop(filled);
+    let refused = home.run(&["mount", dir.to_str().expect("a plain path")]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(7), "{said}{}", home.log());
+    assert!(said.contains("1 MiB") && said.contains("df -h /"), "{said}");
+    fs::remove_file(state.join("fill")).expect("removable");
+    let dir = home.mount("mnt");
+    assert_eq!(fs::read(dir.join("before")).expect("it was committed"), b"before");
     home.unmount(&dir);
 }
 

@@ -41,7 +41,7 @@ impl Coherent {
         // One of another key is closed when a mount with that key begins.
         let left = Left::find(&dir, &start.principal, &mut Vec::new())?;
         let owner = start.principal.public();
-        let note = Journal::create(&dir.join(about.session.to_string()), about, owner)?;
+        let note = Journal::note(&dir.join(about.session.to_string()), about, owner)?;
         let done = tokio::sync::Mutex::new(0);
         Ok((Self { begun: AtomicU64::new(0), done, note }, left))
     }

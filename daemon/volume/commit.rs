@@ -116,11 +116,21 @@ impl Volume {
             false
         });
         self.next_attempt().await?;
-        self.seal_small(self.due_files(tight)).await?;
+        let sealed = self.seal_small(self.due_files(tight)).await;
+        // Where the journal has no room for a sealing, commits of what was sealed before give it.
+        if sealed.is_err_and(|error| error != FsError::NoSpace) {
+            return sealed;
+        }
         let committed = self.commit_front().await;
         self.forget_all_idle();
         match committed? {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if sealed.is_err() {
+                    // Its bytes wait for room. Who waits for commits is not told: they go on.
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Ok(())
+            }
             Err(refusal) => self.refused(refusal).await,
         }
     }
@@ -142,7 +152,14 @@ impl Volume {
     pub(super) async fn flush(&self, within: Duration) -> Result<(), FsError> {
         let files: Vec<Arc<OpenFile>> = self.core().files.values().cloned().collect();
         let sealed = async {
-            self.seal_small(files).await?;
+            match self.seal_small(files.clone()).await {
+                // Commits of what could be sealed give the journal room for the rest.
+                Err(FsError::NoSpace) => {
+                    self.commit_all().await?;
+                    self.seal_small(files).await?;
+                }
+                sealed => sealed?,
+            }
             self.commit_all().await
         };
         timeout(within, sealed).await.map_err(|_| FsError::TimedOut)?
@@ -200,9 +217,14 @@ impl Volume {
         let request = self.request(&ring, payload, inline, inside, oldest)?;
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let (attempt, n, until) = (request.attempt, request.n, request.until);
-        let proposed = Entry::Proposed { attempt, n, until };
-        journal.append(&proposed).map_err(|error| journal_failed(&error))?; // step 3
-        self.core().session.waiting = Some((attempt, n, until));
+        let waiting = Some((attempt, n, until));
+        if self.core().session.waiting != waiting {
+            // Once, however often it is sent: while nobody answers the journal does not grow.
+            let proposed = Entry::Proposed { attempt, n, until };
+            let appended = journal.append(&proposed);
+            appended.map_err(|error| journal_failed(&error))?; // step 3
+            self.core().session.waiting = waiting;
+        }
         let pass = match self.mode() {
             Mode::Leased { .. } => Vec::new(),
             _ => vec![LeaseUnit::Volume],

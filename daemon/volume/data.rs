@@ -24,6 +24,8 @@ use tokio::time::timeout;
 
 /// From here on `close` waits for the peers instead of copying bytes into the journal.
 const JOURNALED_BYTES_MAX: u64 = 1 << 20;
+/// So much of a file may take room that the journal keeps for commits.
+const NOTED_BYTES_MAX: u64 = 64 << 10;
 /// A file with this much dirty is a stream: it is cut and sealed while it is written.
 pub(super) const STREAM_BYTES: u64 = mictlan::file::Cutter::MAX as u64;
 /// Small dirty data of all files together; above it a commit is worth its round trip.
@@ -169,26 +171,41 @@ impl Volume {
     fn journal_data(&self, file: &OpenFile) -> Result<(), FsError> {
         let mut data = file.data();
         self.takes_changes()?;
-        self.journal_rest(file.ino, &mut data)
+        self.journal_rest(file.ino, &mut data, false)
     }
 
     /// The same, under the lock of the file's data. After an error the next call does the rest.
-    pub(super) fn journal_rest(&self, ino: Ino, data: &mut FileData) -> Result<(), FsError> {
+    /// `begun`: without these bytes nothing of what the journal has of the file can be committed.
+    pub(super) fn journal_rest(
+        &self,
+        ino: Ino,
+        data: &mut FileData,
+        begun: bool,
+    ) -> Result<(), FsError> {
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let Some(pending) = data.pending else { return Ok(()) };
         let (mtime, kill_priv) = (pending.mtime, pending.kill_priv);
-        let append = |entry| journal.append(&entry).map_err(|error| journal_failed(&error));
+        let append = |entry, bytes| {
+            let taken = match journal.take_in(&entry) {
+                Err(error) if error.is_full() && begun && bytes <= NOTED_BYTES_MAX => {
+                    journal.append(&entry)
+                }
+                taken => taken,
+            };
+            taken.map_err(|error| journal_failed(&error))
+        };
         for Range { start: offset, end } in data.unjournaled() {
             let mut bytes = vec![0; (end - offset) as usize];
             data.dirty.read_over(offset, &mut bytes);
             let base = Some(self.core().view.position());
-            let seq = append(Entry::Data { base, ino, offset, mtime, kill_priv, bytes })?;
+            let entry = Entry::Data { base, ino, offset, mtime, kill_priv, bytes };
+            let seq = append(entry, end - offset)?;
             data.journaled(Journaled::here(seq));
         }
         data.unjournaled.clear();
         while let Some(bytes) = data.tail.unjournaled(ENTRY_BYTES) {
             let len = bytes.len() as u64;
-            let seq = append(Entry::Appended { ino, mtime, kill_priv, bytes })?;
+            let seq = append(Entry::Appended { ino, mtime, kill_priv, bytes }, len)?;
             data.tail.journaled(len, Journaled::here(seq));
         }
         Ok(())

@@ -417,11 +417,12 @@ impl Volume {
 
     fn committed(&self, until: Seq, floor: Option<Seq>) {
         self.commit_came();
+        // First, so that whoever waited for room finds it.
+        self.trim(floor);
         self.progress.send_modify(|progress| {
             progress.committed = progress.committed.max(until);
             progress.stuck = None;
         });
-        self.trim(floor);
     }
 
     fn trim(&self, floor: Option<Seq>) {

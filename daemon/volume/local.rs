@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
-/// A journal that takes nothing is told to everybody who changes something, and to the log so often.
+/// A full disk is told to everybody who changes something, and to the log so often.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What one try at an operation gave.
@@ -134,8 +134,9 @@ impl Volume {
         if core.replan.is_some() && under != Under::Again {
             return Ok(Tried::Replanning);
         }
+        let can_be_refused = matches!(under, Under::Lease | Under::Wait);
         // What nobody waits for may come too late: the next mount does it.
-        if matches!(under, Under::Lease | Under::Wait) && !matches!(op, Op::Reap { .. }) {
+        if can_be_refused && !matches!(op, Op::Reap { .. }) {
             self.takes_changes()?;
         }
         let ring = self.ring();
@@ -152,11 +153,16 @@ impl Volume {
         let base = core.view.position();
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         let entry = Entry::Op { now, base, holds, op: op.clone() };
-        let seq = journal.append(&entry).map_err(|error| journal_failed(&error))?;
-        // Without room for it the copy is made again as any other operation.
-        let copied = copied(op, now, &planned)
-            .and_then(|(len, write)| journal.append(&Entry::Copied { copy: seq, len, write }).ok());
-        let until = Seq(copied.unwrap_or(seq).0 + 1);
+        let then = |copy| {
+            let (len, write) = copied(op, now, &planned)?;
+            Some(Entry::Copied { copy, len, write })
+        };
+        let journaled = match can_be_refused {
+            true => journal.take_in_with(&entry, then),
+            false => journal.append_with(&entry, then),
+        };
+        let (seq, last) = journaled.map_err(|error| journal_failed(&error))?;
+        let until = Seq(last.0 + 1);
         let made = match (op, &planned.reply) {
             (Op::Make(_), Reply::Entry { ino, .. }) => Some(*ino),
             _ => None,
@@ -279,8 +285,8 @@ pub(super) fn journal_failed(error: &JournalError) -> FsError {
     if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
         *said = Some(Instant::now());
         tracing::error!(%error,
-            "something was not written to the journal, and nothing of it was done; free space for \
-             the journal and try again");
+            "a change was refused, and nothing of it was done; changes are taken again when \
+             commits have given back room, or there is more on that disk");
     }
     match error.is_full() {
         true => FsError::NoSpace,

@@ -118,10 +118,16 @@ impl Volume {
         due.sort_unstable_by_key(|file| file.ino);
         let mut pack = Pack::new(PACK_BYTES, self.codec());
         let (mut packed, mut homes) = (Packed::default(), Homes::default());
+        let mut all = Ok(());
         for file in due {
-            self.seal_or_pack(&file, &mut pack, &mut packed, &mut homes).await?;
+            match self.seal_or_pack(&file, &mut pack, &mut packed, &mut homes).await {
+                // It waits for room in the journal, which the commit of the others gives.
+                Err(FsError::NoSpace) => all = Err(FsError::NoSpace),
+                sealed => sealed?,
+            }
         }
-        self.place_pack(pack, packed).await
+        self.place_pack(pack, packed).await?;
+        all
     }
 
     /// One file of those: large ones get chunks of their own. A full pack is placed.
@@ -218,7 +224,8 @@ impl Volume {
         // Without the data secret nothing is ever written.
         let Some(cutter) = self.cutter() else { return Ok(None) };
         if data.is_to_be_journaled(what, at_most < u64::MAX) {
-            self.journal_rest(file.ino, &mut data)?;
+            let begun = data.floor().is_some();
+            self.journal_rest(file.ino, &mut data, begun)?;
         }
         let long = data.tail.waiting() >= STREAM_BYTES;
         let next = self.journal.as_ref().map(|journal| journal.next());

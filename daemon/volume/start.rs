@@ -95,10 +95,24 @@ pub enum OpenError {
          set back before you trust them (mictlan ledger verify)"
     )]
     RolledBack { remembered: u64, shown: u64 },
+    #[error(
+        "{0}, and what is to change a volume needs 1 MiB there before it begins; nothing was done. \
+         Make room on that disk, then again: df -h {dir}", dir = .0.disk().display()
+    )]
+    NoRoom(#[source] JournalError),
     #[error("{0}")]
-    Journal(#[from] JournalError),
+    Journal(#[source] JournalError),
     #[error("{0}")]
     Fs(#[from] FsError),
+}
+
+impl From<JournalError> for OpenError {
+    fn from(error: JournalError) -> Self {
+        match error.is_full() {
+            true => Self::NoRoom(error),
+            false => Self::Journal(error),
+        }
+    }
 }
 
 /// A question asked while a volume comes up.

@@ -11,6 +11,7 @@ use crate::http::transport::Transport;
 use crate::link::{Link, LinkError};
 use crate::network::Network;
 use crate::peer::Caller;
+use crate::volume::journal::RESERVE_BYTES;
 use futures::future::join_all;
 use mictlan::id::{Label, PeerId};
 use mictlan::wire::{Answer, Failure, PeerInfo, Query, Status};
@@ -25,8 +26,6 @@ use tokio::time::timeout;
 
 /// A person waits; a peer that is slower has a problem worth a line.
 const WITHIN: Duration = Duration::from_secs(3);
-/// A mount with less than this for its journal soon refuses changes, or does already.
-const JOURNAL_BYTES_MIN: u64 = 256 << 10;
 /// A peer that starts in this process first elects itself.
 const FIRST_WITHIN: Duration = Duration::from_secs(8);
 
@@ -256,11 +255,12 @@ pub fn full_disk(paths: &Paths) -> Option<Problem> {
     let free = if rustix::process::geteuid().is_root() { disk.f_bfree } else { disk.f_bavail };
     let free = free.saturating_mul(disk.f_frsize);
     let dir = paths.state.display();
-    (free < JOURNAL_BYTES_MIN).then(|| Problem {
+    (free < RESERVE_BYTES).then(|| Problem {
         code: "journal-disk-full",
         what: format!(
             "the disk of this host's journals has {free} bytes left, in {dir}: mounts refuse \
-             changes (ENOSPC) and commit nothing; nothing acknowledged is lost"
+             changes (ENOSPC) while their commits give no room back, and no other mount begins; \
+             nothing acknowledged is lost"
         ),
         next: format!("make room on that disk: df -h {dir}"),
         severe: true,

@@ -13,7 +13,7 @@
 //! | `few-peers` | a volume wants more copies than there are peers |
 //! | `unpublished` | records wait for cosignatures |
 //! | `journal-waits` | an ended mount of this host left what is not committed |
-//! | `journal-disk-full` | the disk of this host's journals is full: mounts refuse changes |
+//! | `journal-disk-full` | the disk of this host's journals is full: mounts refuse changes, or soon will |
 //! | `peer-held` | a process that does not answer has this machine's store |
 //! | `copies-owed` | a mount has chunks that are durable and not yet at all their copies |
 //! | `copies-missing` | a peer has chunks of which it looked for all copies, and did not find them |

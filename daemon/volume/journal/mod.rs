@@ -3,15 +3,21 @@
 //! Owns: its directory, its segments, their encryption, and which process has it.
 //! Never: fsyncs. It outlives the daemon, not the machine: that is what `fsync` is for.
 //! Invariant: an entry is in the kernel's hands before `append` returns, so that `kill -9` right
-//! after it loses nothing; entries come back in order, up to the first that is not whole.
+//! after it loses nothing; entries come back in order, up to the first that is not whole. A new
+//! change is taken in only where what its commit needs has room, too: so a journal that is full
+//! empties itself.
 
 pub mod entry;
+mod left;
+mod room;
 mod segment;
 
 pub use entry::{Entry, Holds, Journaled, Origin, Seq};
+pub use left::Left;
+pub use room::RESERVE_BYTES;
 
 use mictlan::id::{SessionId, VolumeId};
-use mictlan::seal::{Principal, Public};
+use mictlan::seal::Public;
 use rustix::fs::{FlockOperation, flock};
 use segment::{Segment, SegmentError};
 use std::collections::VecDeque;
@@ -32,6 +38,8 @@ pub enum JournalError {
     Disk(PathBuf, #[source] std::io::Error),
     #[error("the journal at {0} is full: {BYTES_MAX} bytes wait to be committed")]
     Full(PathBuf),
+    #[error("the journal at {0} has no room left on its disk")]
+    NoRoom(PathBuf),
     #[error("the journal at {0} is in use by another mount")]
     InUse(PathBuf),
     #[error("the journal at {0}: {1}")]
@@ -39,10 +47,20 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// A directory on the disk that it is about.
+    pub fn disk(&self) -> &Path {
+        let (Self::Disk(path, _)
+        | Self::Full(path)
+        | Self::NoRoom(path)
+        | Self::InUse(path)
+        | Self::Segment(path, _)) = self;
+        path.ancestors().find(|dir| dir.is_dir()).unwrap_or(path)
+    }
+
     /// Whether it is only that there is no room.
     pub fn is_full(&self) -> bool {
         let cause = match self {
-            Self::Full(_) => return true,
+            Self::Full(_) | Self::NoRoom(_) => return true,
             Self::Disk(_, cause) | Self::Segment(_, SegmentError::Disk(cause)) => cause.kind(),
             Self::InUse(_) | Self::Segment(..) => return false,
         };
@@ -64,6 +82,7 @@ pub struct Journal {
 struct Older {
     path: PathBuf,
     bytes: u64,
+    owed: u64,
     /// Its entries are before this.
     until: Seq,
 }
@@ -80,59 +99,174 @@ struct State {
     /// Earlier segments, oldest first, of which some entry may still be pending.
     older: VecDeque<Older>,
     older_bytes: u64,
+    /// What the commits of what is in them, and in `segment`, may have to append.
+    older_owed: u64,
+    owed: u64,
     next: Seq,
+    /// Everything before this is of no more use.
+    settled: Seq,
+    /// The disk refused a change since the last one was taken in.
+    short: bool,
     next_segment: u64,
     /// Nothing is trimmed, and what comes is no more than what it is taken from, which has a limit.
     keeps_all: bool,
 }
 
 impl Journal {
-    /// Starts an empty journal in the new directory `dir`.
+    /// Starts an empty journal in the new directory `dir`. Without room for what commits append it
+    /// is refused, and leaves nothing.
     pub fn create(dir: &Path, about: About, owner: Public) -> Result<Self, JournalError> {
+        let journal = Self::note(dir, about, owner)?;
+        if journal.state().segment.make_room(RESERVE_BYTES).is_err() {
+            journal.remove()?;
+            return Err(JournalError::NoRoom(dir.into()));
+        }
+        Ok(journal)
+    }
+
+    /// One that names its session, and that nothing is written to.
+    pub fn note(dir: &Path, about: About, owner: Public) -> Result<Self, JournalError> {
         std::fs::create_dir_all(dir).map_err(|error| JournalError::Disk(dir.into(), error))?;
         let lock = lock(dir)?.ok_or_else(|| JournalError::InUse(dir.into()))?;
-        let segment = Segment::create(&path(dir, 1), about, &owner, Seq(1))
-            .map_err(|error| JournalError::Segment(dir.into(), error))?;
+        let failed = |error| JournalError::Segment(dir.into(), error);
+        let segment = Segment::create(&path(dir, 1), about, &owner, Seq(1)).map_err(failed)?;
         let state = State {
             segment,
             older: VecDeque::new(),
             older_bytes: 0,
+            older_owed: 0,
+            owed: 0,
             next: Seq(1),
+            settled: Seq(1),
+            short: false,
             next_segment: 2,
             keeps_all: false,
         };
         Ok(Self { dir: dir.into(), _lock: lock, owner, about, state: Mutex::new(state) })
     }
 
-    /// Appends `entry` and returns its number. `Full` changes nothing; wait for a commit.
-    pub fn append(&self, entry: &Entry) -> Result<Seq, JournalError> {
-        let bytes = entry.encode();
+    /// Takes in what somebody wants to change, who can be refused. An error changes nothing; after
+    /// `Full` or `NoRoom` wait for a commit.
+    pub fn take_in(&self, entry: &Entry) -> Result<Seq, JournalError> {
+        self.take_in_with(entry, |_| None).map(|(seq, _)| seq)
+    }
+
+    /// The same with what belongs right behind it, given its number. There is room for both, or
+    /// neither is taken in. The numbers of the first and of the last.
+    pub fn take_in_with(
+        &self,
+        entry: &Entry,
+        then: impl FnOnce(Seq) -> Option<Entry>,
+    ) -> Result<(Seq, Seq), JournalError> {
         let mut state = self.state();
-        let all = state.older_bytes + state.segment.bytes() + bytes.len() as u64;
-        if all > BYTES_MAX && !state.keeps_all {
-            return Err(JournalError::Full(self.dir.clone()));
+        let then = then(state.next);
+        let (bytes, then_bytes) = (entry.encode(), then.as_ref().map(Entry::encode));
+        let owed = room::owed(entry, bytes.len() as u64)
+            + then.iter().zip(&then_bytes).map(|(e, b)| room::owed(e, b.len() as u64)).sum::<u64>();
+        if !state.keeps_all {
+            let all = [Some(&bytes), then_bytes.as_ref()];
+            let wanted = all.into_iter().flatten().map(|b| room::ENTRY_BYTES + b.len() as u64);
+            self.admit(&mut state, wanted.sum::<u64>() + owed)?;
         }
-        if state.segment.bytes() >= SEGMENT_BYTES {
-            self.next_segment(&mut state)?;
+        let written = self.write_with(&mut state, &bytes, then_bytes.as_deref())?;
+        state.owed += owed;
+        Ok(written)
+    }
+
+    /// Appends what the commit of earlier entries needs: room was kept for it.
+    pub fn append(&self, entry: &Entry) -> Result<Seq, JournalError> {
+        self.append_with(entry, |_| None).map(|(seq, _)| seq)
+    }
+
+    /// The same with what belongs right behind it, given its number. The numbers of the first and
+    /// of the last.
+    pub fn append_with(
+        &self,
+        entry: &Entry,
+        then: impl FnOnce(Seq) -> Option<Entry>,
+    ) -> Result<(Seq, Seq), JournalError> {
+        let mut state = self.state();
+        // Where the disk has no room for another file, it goes on in this one.
+        if state.segment.bytes() >= SEGMENT_BYTES
+            && let Err(error) = self.next_segment(&mut state)
+        {
+            tracing::debug!(%error, "a segment of the journal grows beyond its size");
         }
-        let appended = state.segment.append(&bytes);
+        let then = then(state.next).map(|then| then.encode());
+        self.write_with(&mut state, &entry.encode(), then.as_deref())
+    }
+
+    /// What comes behind an entry only spares its doing again: where the disk gave no room for it
+    /// beforehand, and has none, the entry stands alone.
+    fn write_with(
+        &self,
+        state: &mut State,
+        bytes: &[u8],
+        then: Option<&[u8]>,
+    ) -> Result<(Seq, Seq), JournalError> {
+        let seq = self.write(state, bytes)?;
+        let last = then.and_then(|bytes| self.write(state, bytes).ok());
+        Ok((seq, last.unwrap_or(seq)))
+    }
+
+    /// The number of the new entry.
+    fn write(&self, state: &mut State, bytes: &[u8]) -> Result<Seq, JournalError> {
+        let appended = state.segment.append(bytes);
         appended.map_err(|error| JournalError::Segment(self.dir.clone(), error))?;
         let seq = state.next;
         state.next = Seq(seq.0 + 1);
         Ok(seq)
     }
 
+    /// Room for `bytes` more on the disk, beside what commits need.
+    fn admit(&self, state: &mut State, bytes: u64) -> Result<(), JournalError> {
+        if state.claimed() + bytes > BYTES_MAX {
+            return Err(JournalError::Full(self.dir.clone()));
+        }
+        if state.segment.bytes() >= SEGMENT_BYTES {
+            self.next_segment(state)?;
+        }
+        let wanted = bytes + state.kept();
+        let is_settled = state.settled >= state.next && !state.segment.is_empty();
+        if state.segment.make_room(wanted).is_err() {
+            state.short = true;
+            if is_settled {
+                self.begin_anew(state)?;
+            }
+            let room = state.segment.make_room(wanted);
+            room.map_err(|_| JournalError::NoRoom(self.dir.clone()))?;
+        }
+        state.short = false;
+        Ok(())
+    }
+
+    /// All of it is committed: its room goes back to the disk.
+    fn begin_anew(&self, state: &mut State) -> Result<(), JournalError> {
+        state.owed = 0;
+        state.segment.let_go_of_room();
+        self.next_segment(state)?;
+        self.remove_settled(state)
+    }
+
     /// Goes on in a new file. A crash in between leaves an empty newest segment, which is read as
     /// one without entries.
     fn next_segment(&self, state: &mut State) -> Result<(), JournalError> {
         let fresh = path(&self.dir, state.next_segment);
-        let segment = Segment::create(&fresh, self.about, &self.owner, state.next)
+        let mut segment = Segment::create(&fresh, self.about, &self.owner, state.next)
             .map_err(|error| JournalError::Segment(self.dir.clone(), error))?;
-        let old = std::mem::replace(&mut state.segment, segment);
+        if segment.make_room(state.kept()).is_err() {
+            // Without what commits need it would be no place for changes.
+            remove(&fresh)?;
+            return Err(JournalError::NoRoom(self.dir.clone()));
+        }
+        let mut old = std::mem::replace(&mut state.segment, segment);
+        old.let_go_of_room();
         state.next_segment += 1;
+        let owed = std::mem::take(&mut state.owed);
         state.older_bytes += old.bytes();
+        state.older_owed += owed;
         let (path, bytes, until) = (old.path().to_owned(), old.bytes(), state.next);
-        state.older.push_back(Older { path, bytes, until });
+        state.older.push_back(Older { path, bytes, owed, until });
         Ok(())
     }
 
@@ -152,7 +286,7 @@ impl Journal {
 
     /// Nearly full: whoever would add to it should wait for commits first.
     pub fn is_tight(&self) -> bool {
-        self.bytes() > BYTES_MAX / 4 * 3
+        self.state().claimed() > BYTES_MAX / 4 * 3
     }
 
     /// Whether what is committed stays too. While another journal is taken over, this one says how
@@ -167,12 +301,22 @@ impl Journal {
         if state.keeps_all {
             return Ok(());
         }
-        if until >= state.next && state.segment.bytes() >= SEGMENT_BYTES {
-            self.next_segment(&mut state)?;
+        state.settled = state.settled.max(until);
+        if until >= state.next {
+            state.owed = 0;
+            let large = state.segment.bytes() >= SEGMENT_BYTES;
+            if large || (state.short && !state.segment.is_empty()) {
+                return self.begin_anew(&mut state);
+            }
         }
-        while state.older.front().is_some_and(|older| older.until <= until) {
+        self.remove_settled(&mut state)
+    }
+
+    fn remove_settled(&self, state: &mut State) -> Result<(), JournalError> {
+        while state.older.front().is_some_and(|older| older.until <= state.settled) {
             let Some(older) = state.older.pop_front() else { break };
             state.older_bytes -= older.bytes;
+            state.older_owed -= older.owed;
             remove(&older.path)?; // crash here: its commits are known to the sequencer
         }
         Ok(())
@@ -188,79 +332,16 @@ impl Journal {
     }
 }
 
-/// The journal that a mount which is gone left behind; locked, so that one heir alone replays it.
-pub struct Left {
-    dir: PathBuf,
-    _lock: File,
-    pub about: About,
-    /// In order, numbered; what follows the first damaged entry is not among them.
-    pub entries: Vec<(Seq, Entry)>,
-    /// Bytes behind the first entry that was not whole: a torn tail, or damage.
-    pub unread_bytes: u64,
-}
-
-impl Left {
-    /// Takes over the journals below `parent` whose mounts are gone. One that another key sealed
-    /// stays as it is and is named in `strange`.
-    pub fn find(
-        parent: &Path,
-        key: &Principal,
-        strange: &mut Vec<(PathBuf, SegmentError)>,
-    ) -> Result<Vec<Left>, JournalError> {
-        let mut found = Vec::new();
-        let failed = |error| JournalError::Disk(parent.into(), error);
-        let listing = match std::fs::read_dir(parent) {
-            Ok(listing) => listing,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(found),
-            Err(error) => return Err(failed(error)),
-        };
-        for entry in listing {
-            let dir = entry.map_err(failed)?.path();
-            let Some(lock) = lock(&dir)? else { continue };
-            match read_segments(&dir, key) {
-                Ok(None) => remove_dir(&dir)?, // it was made and never written to
-                Ok(Some((about, entries, unread_bytes))) => {
-                    found.push(Left { dir, _lock: lock, about, entries, unread_bytes });
-                }
-                Err(error) => strange.push((dir, error)),
-            }
-        }
-        found.sort_by_key(|left| left.about.session);
-        Ok(found)
+impl State {
+    /// Room that is kept for commits alone.
+    fn kept(&self) -> u64 {
+        RESERVE_BYTES + self.older_owed + self.owed
     }
 
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// What counts against `BYTES_MAX`.
+    fn claimed(&self) -> u64 {
+        self.older_bytes + self.segment.bytes() + self.kept()
     }
-
-    /// Everything in it was taken over by the new session's journal or commits.
-    pub fn remove(self) -> Result<(), JournalError> {
-        remove_dir(&self.dir)
-    }
-}
-
-type Entries = (About, Vec<(Seq, Entry)>, u64);
-
-fn read_segments(dir: &Path, key: &Principal) -> Result<Option<Entries>, SegmentError> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "seg"))
-        .collect();
-    files.sort();
-    let mut all: Option<Entries> = None;
-    for file in files {
-        let Some((about, first, entries, unread)) = segment::read(&file, key)? else { continue };
-        let (_, known, behind) = all.get_or_insert_with(|| (about, Vec::new(), 0));
-        let expected = known.last().map(|(seq, _)| Seq(seq.0 + 1));
-        if *behind > 0 || expected.is_some_and(|expected| expected != first) {
-            // A gap: what comes after it may rest on what is missing.
-            *behind += unread + entries.iter().map(|(_, e)| e.encode().len() as u64).sum::<u64>();
-            continue;
-        }
-        known.extend(entries);
-        *behind = unread;
-    }
-    Ok(all)
 }
 
 fn path(dir: &Path, number: u64) -> PathBuf {
@@ -296,7 +377,7 @@ mod tests {
     use super::*;
     use mictlan::id::{Attempt, Ino};
     use mictlan::meta::inode::Stamp;
-    use mictlan::seal::Secret;
+    use mictlan::seal::{Principal, Secret};
 
     const ABOUT: About = About { volume: VolumeId([3; 16]), session: SessionId(5) };
 
@@ -324,7 +405,7 @@ mod tests {
         let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
         let proposed = Entry::Proposed { attempt: Attempt(1), n: 1, until: Seq(2) };
         for entry in [data(0, 10), data(10, 5_000_000), proposed.clone()] {
-            journal.append(&entry).expect("appended");
+            journal.take_in(&entry).expect("appended");
         }
         assert!(left(temp.path(), &key).0.is_empty(), "a living mount's journal is its own");
         drop(journal);
@@ -340,7 +421,7 @@ mod tests {
         let (temp, dir, key) = world();
         let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
         for n in 0..4 {
-            journal.append(&data(n, 4 << 20)).expect("appended");
+            journal.take_in(&data(n, 4 << 20)).expect("appended");
         }
         journal.trim(Seq(2)).expect("trimmed");
         assert!(journal.bytes() > 12 << 20, "entry 2 shares a file with the first");
@@ -348,7 +429,7 @@ mod tests {
         assert!(journal.bytes() < 12 << 20, "entries 1 and 2 are gone, 4 is pending");
         journal.trim(Seq(5)).expect("trimmed");
         assert!(journal.bytes() < 4096);
-        journal.append(&data(9, 9)).expect("appended");
+        journal.take_in(&data(9, 9)).expect("appended");
         drop(journal);
         assert_eq!(left(temp.path(), &key).0[0].entries, [(Seq(5), data(9, 9))]);
     }
@@ -359,7 +440,7 @@ mod tests {
         let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
         journal.keep_all(true);
         for n in 0..4 {
-            journal.append(&data(n, 4 << 20)).expect("appended");
+            journal.take_in(&data(n, 4 << 20)).expect("appended");
         }
         journal.trim(Seq(5)).expect("nothing to do");
         assert!(journal.bytes() > 16 << 20);
@@ -373,7 +454,7 @@ mod tests {
         let (temp, dir, key) = world();
         let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
         for n in 0..3 {
-            journal.append(&data(n, 100)).expect("appended");
+            journal.take_in(&data(n, 100)).expect("appended");
         }
         drop(journal);
         let file = path(&dir, 1);

@@ -14,8 +14,10 @@ use mictlan::id::{SessionId, VolumeId};
 use mictlan::seal::Secret;
 use mictlan::seal::{self, WrapError};
 use mictlan::seal::{Principal, Public};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +27,8 @@ const TAG_BYTES: usize = 16;
 /// The wrapped form of 32 bytes is about 81 bytes; anything far above is not one.
 const WRAPPED_BYTES_MAX: usize = 1024;
 const ENTRY_BYTES_MAX: usize = 16 << 20;
+/// Room is taken in steps, where there is enough: a call for each entry would cost.
+const STEP_BYTES: u64 = 256 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
@@ -45,6 +49,10 @@ pub struct Segment {
     head: Vec<u8>,
     entries: u64,
     bytes: u64,
+    /// The disk has blocks for so many; those behind the end are no part of the file.
+    room: u64,
+    /// Whether the file system gives blocks before they are written.
+    gives_room: bool,
 }
 
 impl Segment {
@@ -61,13 +69,48 @@ impl Segment {
         head.u32(wrapped.len() as u32).raw(&wrapped);
         let head = head.finish();
         let mut file = File::options().create_new(true).append(true).mode(0o600).open(path)?;
-        file.write_all(&head)?;
-        let bytes = head.len() as u64;
-        Ok(Self { file, path: path.into(), key: cipher(&key), head, entries: 0, bytes })
+        if let Err(error) = file.write_all(&head) {
+            // The next try takes the same name.
+            let _ = std::fs::remove_file(path);
+            return Err(error.into());
+        }
+        let (bytes, key) = (head.len() as u64, cipher(&key));
+        let path = path.into();
+        Ok(Self { file, path, key, head, entries: 0, bytes, room: bytes, gives_room: true })
     }
 
-    /// A failed write may leave part of an entry, so the file ends there for a reader; the caller
-    /// must not go on appending after an error, and `append` refuses to.
+    /// `more` bytes can be appended from here on, whoever fills the disk. The file stays as long as
+    /// it is: a reader sees none of it.
+    pub fn make_room(&mut self, more: u64) -> io::Result<()> {
+        if self.room >= self.bytes + more || !self.gives_room {
+            return Ok(());
+        }
+        for step in [STEP_BYTES, 0] {
+            let take = || fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.bytes, more + step);
+            match rustix::io::retry_on_intr(take) {
+                Ok(()) => {
+                    self.room = self.bytes + more + step;
+                    return Ok(());
+                }
+                Err(Errno::NOSPC | Errno::DQUOT) => {}
+                // A write says what it has no room for, as it does on every file system.
+                Err(_) => {
+                    self.gives_room = false;
+                    return Ok(());
+                }
+            }
+        }
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    /// Nothing more is appended for now: the blocks behind the end go back to the disk.
+    pub fn let_go_of_room(&mut self) {
+        if self.room > self.bytes && self.file.set_len(self.bytes).is_ok() {
+            self.room = self.bytes;
+        }
+    }
+
+    /// After a failed write the file ends where it ended before, so that the next entry can be read.
     pub fn append(&mut self, plain: &[u8]) -> Result<(), SegmentError> {
         let len = (plain.len() + TAG_BYTES) as u32;
         let mut sealed = Vec::with_capacity(4 + len as usize);
@@ -83,13 +126,20 @@ impl Segment {
             .expect("an entry is far below the cipher's limit");
         sealed.extend_from_slice(tag.as_ref());
         if let Err(error) = self.file.write_all(&sealed) {
-            // Cut a partial entry away, so that the next one can be read.
-            self.file.set_len(self.bytes)?;
+            if self.file.metadata()?.len() != self.bytes {
+                // The room behind it goes with the part of the entry.
+                self.room = self.bytes;
+                self.file.set_len(self.bytes)?;
+            }
             return Err(error.into());
         }
         self.entries += 1;
         self.bytes += sealed.len() as u64;
         Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
     }
 
     pub fn bytes(&self) -> u64 {
