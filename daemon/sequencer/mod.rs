@@ -11,6 +11,7 @@
 //! | part | promise |
 //! | --- | --- |
 //! | raft | openraft: log, state machine, messages |
+//! | open | what was found in the directory belongs together |
 //! | files | tiles, bundles, tag lists on disk |
 //! | propose | groups what waits |
 //! | follow | applied records for mounts |
@@ -26,6 +27,7 @@ pub mod files;
 mod follow;
 mod group;
 mod log_key;
+mod open;
 mod propose;
 mod publish;
 pub mod raft;
@@ -37,111 +39,33 @@ mod tests;
 pub use chunks::{Chunks, ChunksError};
 pub use clock::WallClock;
 pub use follow::{Follow, FollowError, Page};
+pub use open::{Limits, OpenError, Options};
 pub use propose::ProposeError;
 pub use publish::{Pending, PublishError, Published};
 pub use raft::network::{Call, CallError, RaftTransport};
 pub use recent::Kept;
 
-use crate::store::durable::{self, DiskError};
+use crate::store::durable;
 use bytes::Bytes;
 use clock::Clocks;
 use mictlan::cluster::state::{Item, Outcome, State, Submission};
-use mictlan::id::{NetworkId, PeerId, Position};
+use mictlan::id::{PeerId, Position};
 use mictlan::ledger::record::body::KeyRotate;
-use mictlan::seal::Principal;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
 use propose::{Proposer, Waiting};
 use publish::Publisher;
-use raft::guard::{self, Guard};
+use raft::guard::Guard;
 use raft::log::LogStore;
 use raft::machine::{Applied, Machine};
 use raft::network::{Network, Piece, is_from, piece_answer, unpack};
 use raft::{LogId, Raft, SnapshotMeta};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-
-/// How a sequencer is opened.
-pub struct Options {
-    pub dir: PathBuf,
-    pub network: NetworkId,
-    pub me: PeerId,
-    /// Signs cosignatures, and opens the log key that is wrapped for this voter.
-    pub identity: Arc<Principal>,
-    pub chunks: Arc<dyn Chunks>,
-    pub transport: Arc<dyn RaftTransport>,
-    pub now: WallClock,
-    pub limits: Limits,
-    /// No other peer is known that could bring a lost log back, and no network is founded.
-    pub lone: bool,
-}
-
-impl Options {
-    /// What may be done with the log as it was found.
-    fn guard(&self, log: &LogStore) -> Result<Arc<Guard>, OpenError> {
-        let (dir, empty) = (self.dir.clone(), log.is_empty());
-        if empty && !guard::is_marked(&dir)? {
-            for kept in ["snapshot", "cosigned", "ledger/checkpoint"] {
-                if dir.join(kept).exists() {
-                    return Err(OpenError::LogGone { kept, dir });
-                }
-            }
-        }
-        if empty && self.lone {
-            return Err(OpenError::Lone { dir });
-        }
-        Ok(Guard::open(&dir, self.me, empty, self.transport.clone())?)
-    }
-}
-
-/// Sizes that tests make small.
-#[derive(Clone, Copy)]
-pub struct Limits {
-    pub wal_segment_bytes: u64,
-    pub entries_per_snapshot: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        // Replay of some thousand groups takes a second or two; a snapshot of a busy state some
-        // ten megabytes.
-        Self { wal_segment_bytes: 16 << 20, entries_per_snapshot: 5000 }
-    }
-}
-
-/// Why a sequencer does not open.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    #[error(transparent)]
-    Log(#[from] raft::log::OpenError),
-    #[error(transparent)]
-    Snapshot(#[from] raft::SnapshotError),
-    #[error(transparent)]
-    Publish(#[from] PublishError),
-    #[error(
-        "the log {} is gone: {} leans on it; put no older copy of it back: move the whole {} away \
-         and start this peer again, and the other voters bring its log back",
-        dir.join("wal").display(), dir.join(kept).display(), dir.display()
-    )]
-    LogGone { kept: &'static str, dir: PathBuf },
-    #[error(
-        "{} holds no log, and the configuration names no other peer that could bring it back: \
-         nothing was begun. If this is the network's only voter, put the newest copy of the \
-         directory back; if others vote, name one of them in the configuration of this network \
-         (peers: id, key, addresses), and start again",
-        dir.display()
-    )]
-    Lone { dir: PathBuf },
-    #[error("the ordering engine does not start: {0}")]
-    Raft(String),
-}
 
 /// Why membership did not change, or no position can be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -184,6 +108,15 @@ impl Sequencer {
         let applied = Arc::new(applied);
         let clocks = Arc::new(Clocks::new(options.now));
         let transport = options.transport;
+        let publisher = Arc::new(Publisher::open(
+            &options.dir,
+            options.me,
+            options.identity,
+            applied.clone(),
+            clocks.clone(),
+            transport.clone(),
+        )?);
+        open::nothing_is_gone(&options.dir, &log, &applied, &publisher).await?;
         let network = Network { transport: transport.clone(), clocks: clocks.clone() };
         let machine = Machine { applied: applied.clone() };
         let config = raft::config(options.limits.entries_per_snapshot, !guard.lacks());
@@ -201,14 +134,6 @@ impl Sequencer {
             clocks: clocks.clone(),
         };
         tokio::spawn(proposer.run(queue));
-        let publisher = Arc::new(Publisher::open(
-            &options.dir,
-            options.me,
-            options.identity,
-            applied.clone(),
-            clocks.clone(),
-            transport.clone(),
-        )?);
         tokio::spawn(publish::run(publisher.clone(), raft.clone(), options.me));
         Ok(Arc::new(Self {
             me: options.me,

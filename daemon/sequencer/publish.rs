@@ -137,6 +137,13 @@ impl Publisher {
         Ok(Self { me, identity, applied, clocks, transport, dir, signed, pending, published })
     }
 
+    /// How many records this voter has signed and published, and the files that say so.
+    pub fn sizes(&self) -> [(u64, &'static str); 2] {
+        let signed = *self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let published = self.published.borrow().as_ref().map_or(0, |p| p.size);
+        [(signed.map_or(0, |(size, _)| size), "cosigned"), (published, "ledger/checkpoint")]
+    }
+
     pub fn pending(&self) -> Option<Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

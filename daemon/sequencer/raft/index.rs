@@ -151,11 +151,11 @@ impl Index {
         self.slots.back().map(|s| s.id).or(self.purged)
     }
 
-    /// After replay: nothing is missing behind what was purged. Only the whole log can say so: the
-    /// oldest segment left may begin with entries that a later frame purges.
+    /// After replay: nothing is missing behind what was purged, or from the first entry on. Only the
+    /// whole log can say so: the oldest segment left may begin with entries that a later frame
+    /// purges.
     pub fn check(&self) -> Result<(), FrameError> {
-        let first = self.slots.front().map_or(0, |s| s.id.index);
-        let expected = self.purged.map_or(first, |p| p.index + 1)..;
+        let expected = self.purged.map_or(0, |p| p.index + 1)..;
         for (expected, slot) in expected.zip(&self.slots) {
             let found = slot.id.index;
             if found != expected {

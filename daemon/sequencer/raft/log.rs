@@ -21,7 +21,11 @@ use tokio::sync::oneshot;
 pub enum OpenError {
     #[error(transparent)]
     Wal(#[from] WalError),
-    #[error("the log in {dir}: {error}")]
+    #[error(
+        "a part of the log {dir} is gone: {error}; put no older copy back: move the whole \
+         directory sequencer/ away and start this peer again, and the other voters bring its log \
+         back"
+    )]
     Content { dir: std::path::PathBuf, error: FrameError },
 }
 
@@ -64,6 +68,11 @@ impl LogStore {
     pub fn is_empty(&self) -> bool {
         let index = self.index();
         index.last().is_none() && index.vote.is_none()
+    }
+
+    /// What a snapshot has instead of the log.
+    pub fn purged(&self) -> Option<LogId> {
+        self.index().purged
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

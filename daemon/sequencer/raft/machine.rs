@@ -5,6 +5,7 @@
 //! Invariant: when a record counts as applied, its leaf is in the tail or a full tile, and the
 //! chunks that travelled with it are durable in this voter's store.
 
+use super::log::LogStore;
 use super::snapshot::{self, Content, SnapshotError, storage_error};
 use super::{Answers, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types};
 use crate::sequencer::catch_up;
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use mictlan::cluster::state::{CommitParts, Item, Outcome, State};
 use mictlan::id::{NetworkId, PeerId, Position};
 use openraft::storage::{RaftStateMachine, Snapshot};
-use openraft::{EntryPayload, ErrorVerb, OptionalSend, RaftSnapshotBuilder};
+use openraft::{EntryPayload, ErrorVerb, OptionalSend, RaftLogReader, RaftSnapshotBuilder};
 use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -122,9 +123,37 @@ impl Applied {
         self.prepared.load(Ordering::Acquire).max(size - size % TILE)
     }
 
+    /// Whether the ledger can have so many records when all of the log is applied.
+    pub async fn can_reach(&self, log: &LogStore, records: u64) -> Result<bool, StorageError> {
+        const AT_ONCE: u64 = 16;
+        let (mut log, mut most) = (log.clone(), self.files.size());
+        let mut from = self.last_applied().map_or(0, |last| last.index + 1);
+        while most < records {
+            let entries = log.try_get_log_entries(from..from + AT_ONCE).await?;
+            if entries.is_empty() {
+                return Ok(false);
+            }
+            from += AT_ONCE;
+            most += entries.iter().map(records_at_most).sum::<u64>();
+        }
+        Ok(true)
+    }
+
     /// The position up to which log entries are applied.
     pub fn last_applied(&self) -> Option<LogId> {
         self.mark().last_applied
+    }
+}
+
+/// Fewer where some are refused.
+fn records_at_most(entry: &Entry) -> u64 {
+    match &entry.payload {
+        EntryPayload::Normal(group) => match Grouped::decode(&group.0) {
+            Some(Grouped::Entry(entry)) => entry.items.len() as u64,
+            Some(Grouped::Genesis { .. }) => 1,
+            None => 0,
+        },
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
 }
 

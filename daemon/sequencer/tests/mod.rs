@@ -1,6 +1,7 @@
 //! The sequencer's promises: what the log keeps, what voters agree on, what a crash leaves.
 
 mod bench;
+mod gone;
 mod log;
 mod voters;
 mod wal;

@@ -2,7 +2,7 @@
 
 use super::MemoryChunks;
 use crate::sequencer::raft::network::{Call, CallError, RaftTransport};
-use crate::sequencer::{Limits, Options, ProposeError, Sequencer, WallClock};
+use crate::sequencer::{Limits, OpenError, Options, ProposeError, Sequencer, WallClock};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use mictlan::cluster::state::{Item, Outcome, Submission};
@@ -144,6 +144,10 @@ impl World {
 
     /// Opens peer `n`'s sequencer, new or restarted.
     pub async fn start(&mut self, n: u64) -> Arc<Sequencer> {
+        self.try_start(n).await.expect("opened")
+    }
+
+    pub async fn try_start(&mut self, n: u64) -> Result<Arc<Sequencer>, OpenError> {
         let me = PeerId(n);
         let options = Options {
             dir: self.dirs[&me].clone(),
@@ -156,11 +160,11 @@ impl World {
             limits: self.limits,
             lone: false,
         };
-        let voter = Sequencer::open(options).await.expect("opened");
+        let voter = Sequencer::open(options).await?;
         let weak = Arc::downgrade(&voter);
         self.wires.voters.lock().expect("not poisoned").insert(me, weak);
         self.voters.insert(me, voter.clone());
-        voter
+        Ok(voter)
     }
 
     /// Stops a voter as a crash would: nothing is flushed that was not flushed before.
