@@ -4,10 +4,11 @@
 //! tests/PROMISES.md names which promise each of these keeps.
 
 use mictlan_tests::disk::{Disk, needs_root};
+use mictlan_tests::files::{close, same, write_and_close};
 use mictlan_tests::harness::{Home, program, wait_until};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -21,12 +22,6 @@ fn content(number: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    close(file)
-}
-
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
@@ -35,21 +30,6 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
         0 => close(file),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-/// `close` whose answer is heard: that is what promises something.
-fn close(file: File) -> io::Result<()> {
-    // SAFETY: the descriptor is this function's own, and nothing uses it afterwards.
-    match unsafe { libc::close(file.into_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn same(path: &Path, wanted: &[u8], home: &Home) {
-    let found = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}{}", path.display(), home.log()));
-    let (name, len) = (path.display(), wanted.len());
-    assert!(found == wanted, "{name}: {} of {len} bytes came back{}", found.len(), home.log());
 }
 
 fn store(home: &Home) -> PathBuf {
@@ -271,7 +251,7 @@ fn names_of_any_bytes_come_back() {
         vec![vec![0xff, 0xfe, b'x'], vec![0x80; 255], b"new\nline".to_vec(), b"-o\t*".to_vec()];
     let path = |name: &[u8], dir: &Path| dir.join(std::ffi::OsStr::from_bytes(name));
     for name in &names {
-        write(&path(name, &dir), name).expect("any byte but NUL and '/'");
+        write_and_close(&path(name, &dir), name).expect("any byte but NUL and '/'");
     }
     home.unmount(&dir);
     let dir = home.mount("mnt");
@@ -303,7 +283,7 @@ fn after_a_power_cut_what_was_fsynced_is_whole() {
             write_synced(&dir.join(n.to_string()), &content(n, 700_000)).expect("written");
         }
         // Not asked for by an fsync: may be gone, and must not be in the way.
-        write(&dir.join("unsynced"), &content(round, 300_000)).expect("written");
+        write_and_close(&dir.join("unsynced"), &content(round, 300_000)).expect("written");
         disk.cut_power();
         home.kill_daemon(&dir);
         home.forget(&dir);
@@ -340,7 +320,7 @@ fn write_until_it_ends(
 ) {
     for n in from.. {
         let len = sizes[n as usize % sizes.len()];
-        if write(&dir.join(n.to_string()), &content(n, len)).is_err() {
+        if write_and_close(&dir.join(n.to_string()), &content(n, len)).is_err() {
             return;
         }
         if closed.send((n, len)).is_err() {

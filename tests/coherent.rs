@@ -1,11 +1,12 @@
 //! `-o ro,coherent`: a reader sees what others have closed, or hears that it cannot be known.
 
+use mictlan_tests::files::names;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::Three;
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const OPTIONS: &str = "ro,coherent,deadline=30";
 
@@ -15,14 +16,6 @@ fn reader(three: &Three) -> Home {
     let code = three.invite(&["--role", "reader"]);
     home.ok(&["join", &code, "--name", "bob"]);
     home
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("readable").map(|entry| entry.expect("an entry"));
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.file_name().into_string().expect("text")).collect();
-    names.sort();
-    names
 }
 
 fn errno<T>(done: std::io::Result<T>) -> Option<i32> {

@@ -2,29 +2,18 @@
 //! nothing that it acknowledged.
 
 use mictlan_tests::disk::{Disk, needs_root};
+use mictlan_tests::files::{close, same, write_and_close};
 use mictlan_tests::harness::{Home, signal, wait_until};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Stdio;
 
-/// `close` is what promises something here, so its answer is heard.
-fn write_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    put_and_close(File::create(path)?, bytes)
-}
-
 fn append_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    put_and_close(File::options().create(true).append(true).open(path)?, bytes)
-}
-
-fn put_and_close(mut file: File, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().create(true).append(true).open(path)?;
     file.write_all(bytes)?;
-    // SAFETY: the descriptor is this function's own, and nothing uses it afterwards.
-    match unsafe { libc::close(file.into_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    close(file)
 }
 
 /// Takes all that is left of the disk below `dir`, to the last byte.
@@ -86,7 +75,7 @@ fn a_mount_goes_on_when_the_disk_of_its_log_and_journal_is_full() {
     home.unmount(&dir);
     let dir = home.mount("mnt");
     assert_eq!(fs::read(dir.join("before")).expect("it was acknowledged"), b"before");
-    assert!(fs::read(dir.join("after")).expect("it was acknowledged") == [8; LARGE]);
+    same(&dir.join("after"), &[8; LARGE], &home);
     home.unmount(&dir);
 }
 
@@ -111,10 +100,9 @@ fn a_journal_on_a_full_disk_commits_what_it_has_and_gives_the_room_back() {
     fs::remove_file(state.join("fill")).expect("removable");
     let dir = home.mount("mnt");
     for n in 0..200 {
-        let found = fs::read(dir.join(n.to_string())).expect("it was acknowledged");
-        assert!(found == kept(n), "file {n}: {} bytes came back{}", found.len(), home.log());
+        same(&dir.join(n.to_string()), &kept(n), &home);
     }
-    assert!(fs::read(dir.join("after")).expect("it was acknowledged") == [8; LARGE]);
+    same(&dir.join("after"), &[8; LARGE], &home);
     home.unmount(&dir);
 }
 
@@ -145,8 +133,7 @@ fn a_journal_that_filled_its_disk_while_the_peers_were_away_empties_itself() {
     home.unmount(&dir);
     let dir = home.mount("mnt");
     for n in 0..closed {
-        let found = fs::read(dir.join(n.to_string())).expect("it was acknowledged");
-        assert!(found == kept(n), "file {n}: {} bytes came back{}", found.len(), home.log());
+        same(&dir.join(n.to_string()), &kept(n), &home);
     }
     let found = fs::read(dir.join("lines")).unwrap_or_default();
     assert!(found.len() >= lines * 4096, "{} of {lines} lines{}", found.len(), home.log());

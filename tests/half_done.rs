@@ -4,12 +4,12 @@ use mictlan::id::{Ino, Name, Position};
 use mictlan::meta::inode::Stamp;
 use mictlan::meta::namespace::{Op, Place};
 use mictlan_daemon::volume::journal::{About, Entry, Holds, Journal, Left};
+use mictlan_tests::files::{close, names};
 use mictlan_tests::forger;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Three, files, noise, write_through};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::IntoRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,14 +58,6 @@ fn rewrite(home: &Home, dir: &Path, about: About, entries: &[Entry]) {
 
 fn is_dropped(entry: &Entry) -> bool {
     matches!(entry, Entry::Dropped { .. })
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let listed = fs::read_dir(dir).expect("listed").map(|entry| entry.expect("an entry"));
-    let mut names: Vec<_> =
-        listed.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -136,8 +128,7 @@ fn what_was_sealed_while_its_file_was_open_is_there_after_close_and_kill() {
         let made = |()| fs::create_dir(dir.join(n.to_string()));
         let acknowledged = file.write_all(b"last").and_then(made).is_ok() && {
             wait_until("it is sealed", || sealings(&alice) > before);
-            // SAFETY: the descriptor is this file's, which is forgotten.
-            unsafe { libc::close(file.into_raw_fd()) == 0 }
+            close(file).is_ok()
         };
         if !acknowledged {
             three.peers.iter().for_each(|peer| peer.serve_until("serving"));

@@ -1,6 +1,7 @@
 //! Mounts that ended without a word, and those that go on with what their journals hold.
 
 use mictlan::id::SessionId;
+use mictlan_tests::files::names;
 use mictlan_tests::forger;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Three, files, noise, write_through};
@@ -157,14 +158,6 @@ fn mount_and_die(home: &Home, dir: &Path, done: impl Fn() -> bool) {
     wait_until("it has committed a part", done);
     mount.kill().and_then(|()| mount.wait()).expect("it waits for the mount");
     home.kill_daemon(dir);
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let listed = fs::read_dir(dir).expect("listed").map(|entry| entry.expect("an entry"));
-    let mut names: Vec<_> =
-        listed.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
 }
 
 /// In the directory whose files have one copy each.

@@ -3,6 +3,7 @@
 pub mod canary;
 pub mod capture;
 pub mod disk;
+pub mod files;
 pub mod forger;
 pub mod harness;
 pub mod liar;

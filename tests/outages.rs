@@ -3,30 +3,14 @@
 //! afterwards.
 
 use mictlan_tests::disk::{Disk, needs_root};
+use mictlan_tests::files::{same, write_and_close};
 use mictlan_tests::harness::{Home, alive, signal, wait_until};
 use mictlan_tests::three::{Three, noise, write_through};
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, IntoRawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// `close` is what promises something here, so its answer is heard.
-fn write_and_close(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    // SAFETY: the descriptor is this function's own, and nothing uses it afterwards.
-    match unsafe { libc::close(file.into_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn same(path: &Path, wanted: &[u8], home: &Home) {
-    let found = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}{}", path.display(), home.log()));
-    assert!(found == wanted, "{}: {} bytes came back{}", path.display(), found.len(), home.log());
-}
 
 /// What `status` says under a code.
 fn said(home: &Home, code: &str) -> Option<String> {

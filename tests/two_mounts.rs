@@ -1,13 +1,14 @@
 //! Two mounts of one volume that change the same things at once.
 
 use mictlan::id::SessionId;
+use mictlan_tests::files::close;
 use mictlan_tests::forger;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Three, files};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -75,8 +76,7 @@ fn lines_of_a_killed_mount_come_back_behind_those_that_were_appended_since() {
             let log = File::options().append(true).open(dir.join("log"));
             let mut log = log.expect("opened");
             writeln!(log, "{word} {n}").expect("taken");
-            // SAFETY: the descriptor is this function's own, and nothing uses it afterwards.
-            unsafe { libc::close(log.into_raw_fd()) == 0 }
+            close(log).is_ok()
         };
         (0..LINES).take_while(line).count()
     };
