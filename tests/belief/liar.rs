@@ -3,7 +3,7 @@
 use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
 use mictlan::cluster::place::Copies;
 use mictlan::id::{Label, LedgerHash, PeerId, Position, PrincipalId, SessionId};
-use mictlan::ledger::record::body::{Body, Note};
+use mictlan::ledger::record::body::{Body, Fence, Note};
 use mictlan::ledger::record::{Origin, Proposal, record_message, write_line};
 use mictlan::seal::Principal;
 use mictlan::wire::{
@@ -21,12 +21,14 @@ use mictlan_daemon::ledger::{Ledger, fetch};
 use mictlan_daemon::link::Link;
 use mictlan_daemon::network::{Known, Network};
 use mictlan_daemon::peer::{Caller, Peer, RaftCall, Sequencing, Standing};
+use mictlan_daemon::volume::journal::About;
 use mictlan_daemon::volume::{Start, Volume};
 use mictlan_mount::options::Options;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -45,7 +47,7 @@ pub struct World {
     here: Here,
     paths: Paths,
     origin: Origin,
-    user: Arc<Principal>,
+    pub user: Arc<Principal>,
     dir: tempfile::TempDir,
 }
 
@@ -80,10 +82,22 @@ impl World {
 
     /// A record that the network orders, past the liar.
     pub async fn order_a_note(&self) {
+        self.order(self.note()).await;
+    }
+
+    /// The end of a mount's session, which nobody goes on with.
+    pub async fn fence(&self, about: About) {
+        let About { volume, session } = about;
+        let reason = "a test".to_owned();
+        self.order(Body::Fence(Fence { reason, session, successor: None, volume })).await;
+    }
+
+    async fn order(&self, body: Body) {
         let network = Network::new(vec![known(1, true, self.link())]);
         let (origin, actor) = (self.origin.clone(), label("default"));
         let author = Author { network: &network, origin, actor, principal: &self.user };
-        author.append(self.note()).await.expect("ordered");
+        let outcome = author.append(body).await.expect("an answer");
+        assert!(matches!(outcome, Outcome::Accepted { .. }), "{outcome:?}");
     }
 
     /// A session beside one that took the lease on the whole volume and is never heard of again.
@@ -136,6 +150,16 @@ impl World {
     }
 
     pub async fn mount_with(&self, liar: &Arc<Liar>, options: Options) -> Arc<Volume> {
+        self.mount_from(liar, options, self.paths.state.join("journals")).await
+    }
+
+    /// One that takes over what is left in `journals`.
+    pub async fn mount_from(
+        &self,
+        liar: &Arc<Liar>,
+        options: Options,
+        journals: PathBuf,
+    ) -> Arc<Volume> {
         let lying =
             Peer::new(self.here.peer.network, PrincipalId([9; 32]), None, Some(liar.clone()));
         let voter = Link::Embedded(Arc::new(lying), self.caller());
@@ -152,7 +176,7 @@ impl World {
             volume: label("main"),
             principal: self.user.clone(),
             options,
-            journals: self.paths.state.join("journals"),
+            journals,
             spilled: self.paths.cache.join("overlay"),
             network_changed: Arc::new(Notify::new()),
         };
@@ -206,6 +230,10 @@ pub struct Liar {
     /// Told when it was.
     told: Notify,
     held: Held,
+    /// Whether commits are held back for ever.
+    holds_commits: AtomicBool,
+    /// Told when one was.
+    holds_one: Notify,
 }
 
 /// Two who ask for the log from one position: the first is answered when the second has asked, and
@@ -238,7 +266,19 @@ impl Liar {
             shown: Mutex::new(None),
             told: Notify::new(),
             held: Held::default(),
+            holds_commits: AtomicBool::new(false),
+            holds_one: Notify::new(),
         })
+    }
+
+    /// From now on no commit gets to the network, and nobody who sends one gets an answer.
+    pub fn holds_commits_back(&self) {
+        self.holds_commits.store(true, Ordering::SeqCst);
+    }
+
+    /// Returns when one was held back.
+    pub async fn has_a_commit(&self) {
+        self.holds_one.notified().await;
     }
 
     /// Holds the follower's next question back until somebody else asks the same, whom it never
@@ -329,12 +369,19 @@ impl Sequencing for Liar {
         Some(PeerId(9))
     }
     fn head(&self) -> Head {
-        Head { size: Position(0), chain: [0; 32], t: Default::default() }
+        let asked = self.honest.head(self.caller);
+        let head =
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asked));
+        head.expect("it has records")
     }
     fn published(&self) -> Option<Position> {
         None
     }
     fn append(&self, append: Append) -> Answering<'_, Outcome> {
+        if self.holds_commits.load(Ordering::SeqCst) {
+            self.holds_one.notify_one();
+            return Box::pin(std::future::pending());
+        }
         Box::pin(self.honest.append(self.caller, append))
     }
     fn open_session(&self, _: PrincipalId, open: OpenSession) -> Answering<'_, SessionOpened> {

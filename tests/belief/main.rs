@@ -1,5 +1,6 @@
 //! What a mount believes: only a log that a quorum of the voters signed, and never a shorter one.
 
+mod ended;
 mod liar;
 
 use liar::{Liar, World};
