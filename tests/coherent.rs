@@ -114,3 +114,22 @@ fn a_coherent_reader_shows_nothing_old_when_the_voters_are_away() {
     three.peers[2].serve_until("serving");
     wait_until("it answers again", || fs::read(seen.join("file")).is_ok_and(|b| b == b"file"));
 }
+
+#[test]
+fn what_a_mount_has_closed_is_there_for_get_and_ls_at_once() {
+    let three = Three::start();
+    let (alice, bob) = (three.user("alice"), reader(&three));
+    let dir = alice.mount("mnt");
+    for n in 0..3 {
+        // Alone on the volume it holds its lease, and what it closes is not committed at once.
+        wait_until("the writer is alone", || !alice.is_beside_others());
+        fs::write(dir.join("file"), format!("version {n}")).expect("written");
+        assert_eq!(bob.ok(&["get", "/file", "-"]), format!("version {n}"));
+        wait_until("the writer is alone", || !alice.is_beside_others());
+        fs::write(dir.join(format!("new-{n}")), b"").expect("written");
+        let listed = bob.ok(&["ls", "--json", "/"]);
+        assert!(listed.contains(&format!("new-{n}")), "{listed}");
+        assert!(!listed.contains("behind"), "there is nothing to say: {listed}");
+    }
+    assert!(notes(&bob).is_empty(), "each closed its session");
+}

@@ -89,6 +89,39 @@ fn without_a_quorum_a_mount_comes_up_read_only_with_all_that_is_proven() {
 }
 
 #[test]
+fn without_a_quorum_get_and_ls_show_what_is_proven_and_say_of_when_it_is() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let file = alice.path().join("file");
+    fs::write(&file, b"content").expect("written");
+    alice.ok(&["put", file.to_str().expect("a plain path"), "/file"]);
+    wait_published(&three, &alice);
+    for peer in &three.peers {
+        wait_until("every peer has a copy", || peer.stored_bytes() > 0);
+    }
+    three.peers[1].kill();
+    three.peers[2].kill();
+
+    let got = alice.run(&["get", "/file", "-"]);
+    let said = String::from_utf8_lossy(&got.stderr).into_owned();
+    assert!(got.status.success() && got.stdout == b"content", "{said}");
+    let words = "warning: a majority of the voters does not answer: this is the volume as of 20";
+    assert!(said.contains(words), "{said}");
+    let listed = alice.run(&["ls", "--json", "/"]);
+    let line: serde_json::Value = serde_json::from_slice(&listed.stdout).expect("one name");
+    assert_eq!(line["name"], "file");
+    let as_of = line["behind"]["as_of"].as_str().expect("a time");
+    assert!(said.contains(&as_of[..11]), "{as_of}: {said}");
+    let what = line["behind"]["what"].as_str().expect("text");
+    assert!(what.contains(as_of) && what.contains("what was changed since is missing"), "{what}");
+    let out = alice.path().join("out");
+    let got = alice.run(&["get", "--json", "/file", out.to_str().expect("a plain path")]);
+    let got: serde_json::Value = serde_json::from_slice(&got.stdout).expect("one object");
+    assert_eq!(got["files"], 1);
+    assert!(got["behind"]["as_of"].is_string(), "{got}");
+}
+
+#[test]
 fn a_mount_that_hears_nothing_of_the_log_says_so_and_takes_it_back() {
     let three = Three::start();
     let (alice, bob) = (three.user("alice"), three.user("bob"));

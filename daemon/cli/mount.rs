@@ -273,14 +273,25 @@ pub async fn open(
     volume: Label,
     options: Options,
 ) -> Result<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>), CliError> {
-    let placing = Placing::of(connected, volume.clone());
-    let start = start(connected, &placing, volume, options).await?;
-    let (chunks, network_changed) = (start.chunks.clone(), start.network_changed.clone());
-    let opened = Volume::open(start).await?;
+    let opened = bring_up(connected, volume, options, false).await?;
     for trouble in opened.0.troubles() {
         let (what, next) = (&trouble.what, &trouble.next);
         super::complain(&format!("mictlan: warning: {what}; next: {next}"));
     }
+    Ok(opened)
+}
+
+/// The same without a word. `once`: for a command that reads and ends.
+pub async fn bring_up(
+    connected: &Connected,
+    volume: Label,
+    options: Options,
+    once: bool,
+) -> Result<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>), CliError> {
+    let placing = Placing::of(connected, volume.clone());
+    let start = Start { once, ..start(connected, &placing, volume, options).await? };
+    let (chunks, network_changed) = (start.chunks.clone(), start.network_changed.clone());
+    let opened = Volume::open(start).await?;
     tokio::spawn(chunks.clone().watch());
     tokio::spawn(placing.follow(chunks, network_changed));
     Ok(opened)
@@ -305,6 +316,7 @@ pub async fn start(
         journals: connected.paths.state.join("journals"),
         spilled: connected.paths.cache.join("overlay"),
         network_changed: Arc::new(Notify::new()),
+        once: false,
     })
 }
 

@@ -315,6 +315,13 @@ impl Volume {
         Some((what, "mictlan status; if it lasts, unmount and mount again"))
     }
 
+    /// The records that it shows where it came up without a quorum, and when they were last signed.
+    pub(super) fn proven_at(&self) -> Option<(Position, TimeMs)> {
+        let proven = self.belief.proven?;
+        let signed = lock(&self.belief.heard).signed.saturating_mul(1_000);
+        Some((proven, TimeMs(signed).min(time::LAST)))
+    }
+
     /// What is wrong with this mount's view, for `mictlan status`.
     pub fn troubles(&self) -> Vec<Trouble> {
         let mut found = Vec::new();

@@ -14,7 +14,7 @@ use mictlan::id::VolumeId;
 use mictlan::meta::error::FsError;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -27,7 +27,10 @@ pub(super) struct Coherent {
     /// The last of them whose answer the view has. Held by whoever asks.
     done: tokio::sync::Mutex<u64>,
     /// A journal that nothing is written to: after a kill it names the session that is to be closed.
-    note: Journal,
+    /// `None`: the disk had no room for it, and a command does not end for that.
+    note: Option<Journal>,
+    /// Its session is closed, and nothing is asked any more.
+    over: AtomicBool,
 }
 
 fn notes(start: &Start, volume: VolumeId) -> PathBuf {
@@ -41,9 +44,25 @@ impl Coherent {
         // One of another key is closed when a mount with that key begins.
         let left = Left::find(&dir, &start.principal, &mut Vec::new())?;
         let owner = start.principal.public();
-        let note = Journal::note(&dir.join(about.session.to_string()), about, owner)?;
+        let note = match Journal::note(&dir.join(about.session.to_string()), about, owner) {
+            Err(error) if start.once => {
+                tracing::debug!(%error, "no note of this command's session");
+                None
+            }
+            note => Some(note?),
+        };
         let done = tokio::sync::Mutex::new(0);
-        Ok((Self { begun: AtomicU64::new(0), done, note }, left))
+        Ok((Self { begun: AtomicU64::new(0), done, note, over: AtomicBool::new(false) }, left))
+    }
+
+    /// Whether each look asks the leader.
+    pub fn asks(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
+    }
+
+    /// No look asks from here on.
+    pub fn is_over(&self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -89,11 +108,12 @@ impl Volume {
         }
     }
 
-    /// At the end of the mount. A session that stays open is closed by the next one.
+    /// At the end of the mount, or of a command's one look. A session that stays open is closed by
+    /// the next one.
     pub(super) async fn end_coherent(&self, coherent: &Coherent) {
         let session = self.core().session.id;
         let closed = self.close_session(session).await;
-        let removed = closed.map(|()| coherent.note.remove());
+        let removed = closed.map(|()| coherent.note.as_ref().map(Journal::remove));
         tracing::debug!(%session, ?removed, "this mount's session");
     }
 }

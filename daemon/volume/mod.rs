@@ -21,6 +21,7 @@ mod follow;
 pub mod journal;
 mod local;
 mod nodes;
+mod once;
 mod orphan;
 mod overtakes;
 mod past;
@@ -47,6 +48,7 @@ mod writer;
 
 pub use belief::{Disbelief, Trouble};
 pub use follow::FollowError;
+pub use once::Behind;
 pub use replay::{Replay, ReplayError, Replayed, Wrong};
 pub use secrets::roster;
 pub use start::{OpenError, Start};
@@ -127,6 +129,8 @@ pub struct Volume {
     snapshotting: tokio::sync::Mutex<()>,
     /// Until then the leader is not asked where the log stands: it just was not there.
     unconfirmed: Mutex<Option<Instant>>,
+    /// Why a command that looks once may not see what others hold back.
+    unseen: std::sync::OnceLock<String>,
     /// Whether what is applied is what a quorum signed.
     belief: belief::Belief,
     /// Told when a record changed the peers, the layout, or this volume.

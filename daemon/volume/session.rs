@@ -186,7 +186,7 @@ impl Volume {
     /// when everything that others have closed is seen.
     pub(super) async fn fresh(&self) -> Result<(), FsError> {
         self.believed()?;
-        if let Some(coherent) = &self.coherent {
+        if let Some(coherent) = self.coherent.as_ref().filter(|coherent| coherent.asks()) {
             return self.look(coherent).await;
         }
         if self.mode() != Mode::Synchronous {
@@ -255,7 +255,7 @@ impl Volume {
         self.chunks.settle(LAST_COPIES_WAIT).await;
         self.ending.store(true, Ordering::Relaxed);
         self.work.notify_one();
-        if let Some(coherent) = &self.coherent {
+        if let Some(coherent) = self.coherent.as_ref().filter(|coherent| coherent.asks()) {
             self.end_coherent(coherent).await;
         }
         if self.core().session.mode == Mode::Reader {

@@ -10,6 +10,7 @@ use super::coherent::Coherent;
 use super::follow::Applied;
 use super::journal::{About, Journal, JournalError, Left};
 use super::nodes::empty_tree;
+use super::once::open_session_once;
 use super::quorum;
 use super::secrets::unwrap_ring;
 use super::spill::Spill;
@@ -51,6 +52,9 @@ pub struct Start {
     pub spilled: PathBuf,
     /// Told when a record changed the peers, the layout, or this volume.
     pub network_changed: Arc<Notify>,
+    /// For a command that reads and ends: it sees what others had closed when it began, or says
+    /// what it shows instead.
+    pub once: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +132,7 @@ impl Volume {
     pub async fn open(start: Start) -> Opening<(Arc<Volume>, mpsc::UnboundedReceiver<Stale>)> {
         loop {
             let brought_up = match Self::bring_up(&start, None).await {
-                Err(OpenError::NoQuorum) if !start.options.is_coherent() => {
+                Err(OpenError::NoQuorum) if start.once || !start.options.is_coherent() => {
                     let seen = quorum::proven(&start.ledger).await?;
                     Self::bring_up(&start, Some(seen)).await?
                 }
@@ -162,6 +166,7 @@ impl Volume {
         }
         match &proven {
             Some(seen) => volume.prove(seen).await?,
+            None if start.once => volume.look_once().await?,
             None => volume.first_catch_up().await?,
         }
         let all = volume.clone().begin(left).await?;
@@ -195,7 +200,7 @@ impl Volume {
         Ok(true)
     }
 
-    async fn first_catch_up(&self) -> Opening<()> {
+    pub(super) async fn first_catch_up(&self) -> Opening<()> {
         // Known before the call, so a majority of honest voters has it all.
         let remembered = self.belief.signed();
         let deadline = tokio::time::Instant::now() + self.options.deadline;
@@ -289,7 +294,13 @@ impl Seat {
         if start.options.read_only && !start.options.coherent {
             return Ok(Self::default());
         }
-        let session = open_session(start, volume).await?;
+        let session = match start.once {
+            true => match open_session_once(start, volume).await? {
+                Some(session) => session,
+                None => return Ok(Self::default()),
+            },
+            false => open_session(start, volume).await?,
+        };
         let (about, session) = (About { volume, session }, Some(session));
         if start.options.is_coherent() {
             let (coherent, left) = Coherent::begin(start, about)?;
@@ -356,6 +367,7 @@ pub(super) fn assemble(
         snapshot_wanted: Notify::new(),
         snapshotting: tokio::sync::Mutex::new(()),
         unconfirmed: Mutex::new(None),
+        unseen: OnceLock::new(),
         belief,
     });
     volume.trail.rests_on(position);

@@ -179,6 +179,7 @@ impl World {
             journals,
             spilled: self.paths.cache.join("overlay"),
             network_changed: Arc::new(Notify::new()),
+            once: false,
         };
         let (volume, _) = Volume::open(start).await.expect("it comes up");
         tokio::spawn(chunks.watch());

@@ -71,7 +71,8 @@ pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
         let quiet = args.who.json || to_pipe && io::stdout().is_terminal();
         let progress = Progress::new(0, quiet);
         let interrupt = Interrupt::watch();
-        let mut get = Get { open: &open, progress, interrupt, copied: Copied::default() };
+        let copied = Copied { behind: open.behind.clone(), ..Copied::default() };
+        let mut get = Get { open: &open, progress, interrupt, copied };
         if to_pipe {
             let done = get.output(first).await;
             drop(get);

@@ -1,7 +1,7 @@
 //! `mictlan ls`: names of a volume.
 
 use super::place::Place;
-use super::{Left, Open, Who, at};
+use super::{Left, Open, Who, at, say_behind};
 use crate::cli::error::CliError;
 use crate::cli::runtime;
 use crate::cli::shown::shown;
@@ -87,6 +87,7 @@ async fn line(
             // Two such names may be one text.
             said["name_hex"] = hex::encode(name).into();
         }
+        say_behind(open.behind.as_ref(), &mut said);
         writeln!(out, "{said}")
     } else if args.long {
         let Inode { nlink, uid, gid, size, .. } = inode;

@@ -23,7 +23,7 @@ use super::connect::{self, Connected, label};
 use super::error::CliError;
 use super::shown::shown;
 use super::{log, mount};
-use crate::volume::Volume;
+use crate::volume::{Behind, Volume};
 use mictlan::id::{Ino, Name};
 use mictlan::meta::error::FsError;
 use mictlan_mount::options::Options;
@@ -53,16 +53,18 @@ struct Open {
     connected: Connected,
     volume: Arc<Volume>,
     who: Caller,
+    /// Of what is shown, where that may not be the newest.
+    behind: Option<Behind>,
 }
 
 impl Open {
-    /// `read_only` takes no session, so nobody has to give way to it.
+    /// `read_only` looks once, at what others have closed by now, and keeps nobody waiting after.
     async fn volume(place: &Place, who: &Who, read_only: bool) -> Result<Self, CliError> {
         log("warn");
         let key = who.key.as_deref().map(label).transpose()?;
         let connected = connect::connect(place.network.as_ref(), key.as_ref()).await?;
-        let options = Options { read_only, ..Options::default() };
-        let opened = mount::open(&connected, place.volume.clone(), options).await;
+        let options = Options { read_only, coherent: read_only, ..Options::default() };
+        let opened = mount::bring_up(&connected, place.volume.clone(), options, read_only).await;
         let (volume, stale) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -71,13 +73,16 @@ impl Open {
             }
         };
         drop(stale); // nothing here remembers what others may change
+        let behind = volume.behind();
+        warn(&volume, behind.as_ref());
         if !read_only && volume.is_readers() {
             connected.close().await;
             return Err(CliError::Reader(place.volume.clone()));
         }
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
-        Ok(Self { connected, volume, who: Caller { uid, gid, pid: std::process::id() } })
+        let who = Caller { uid, gid, pid: std::process::id() };
+        Ok(Self { connected, volume, who, behind })
     }
 
     /// Everything done so far is committed; then the session ends, whatever the command came to.
@@ -119,6 +124,29 @@ impl Open {
     /// One page of a directory after `cookie`.
     async fn page(&self, dir: Ino, cookie: u64) -> Result<Vec<Listed>, FsError> {
         self.volume.clone().list(dir, cookie, PAGE, true).await
+    }
+}
+
+/// Says what is wrong with the volume as this command has it open.
+fn warn(volume: &Volume, behind: Option<&Behind>) {
+    let said = |what: &str, next: &str| {
+        crate::cli::complain(&format!("mictlan: warning: {what}; next: {next}"));
+    };
+    if let Some(behind) = behind {
+        said(&behind.what, "mictlan status");
+    }
+    for trouble in volume.troubles() {
+        // Of a mount that stays; a command says of when its own state is.
+        if trouble.code != "mounted-without-quorum" || behind.is_none() {
+            said(&trouble.what, trouble.next);
+        }
+    }
+}
+
+/// The same for a program that reads what a verb says.
+fn say_behind(behind: Option<&Behind>, said: &mut serde_json::Value) {
+    if let Some(Behind { what, as_of }) = behind {
+        said["behind"] = serde_json::json!({ "what": what, "as_of": as_of });
     }
 }
 
@@ -168,6 +196,7 @@ struct Copied {
     bytes: u64,
     /// Sockets, pipes and devices, which are no content.
     skipped: Vec<String>,
+    behind: Option<Behind>,
 }
 
 impl Copied {
@@ -177,10 +206,11 @@ impl Copied {
             crate::cli::complain(&format!("mictlan: {path}: {why}"));
         }
         if json {
-            let said = serde_json::json!({
+            let mut said = serde_json::json!({
                 "files": self.files, "directories": self.dirs, "links": self.links,
                 "bytes": self.bytes, "skipped": self.skipped,
             });
+            say_behind(self.behind.as_ref(), &mut said);
             println!("{said}");
         } else {
             let Copied { files, dirs, links, bytes, .. } = self;
