@@ -5,11 +5,12 @@
 use mictlan_tests::disk::{Disk, needs_root};
 use mictlan_tests::files::{same, write_and_close};
 use mictlan_tests::harness::{Home, alive, signal, wait_until};
-use mictlan_tests::three::{Three, noise, write_through};
+use mictlan_tests::three::{Three, files, noise, write_through};
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// What `status` says under a code.
@@ -127,6 +128,56 @@ fn with_all_peers_gone_nothing_acknowledged_is_lost_and_each_error_is_exact() {
     write_through(&dir.join("after"), b"after").expect("work goes on");
     assert!(said(&alice, "journal-waits").is_none(), "it was taken over");
     alice.unmount(&dir);
+}
+
+/// A mount whose voters are away, with a closed file that is in its journal alone.
+fn cut_off(three: &Three, alice: &Home, options: &str) -> PathBuf {
+    let dir = alice.mount_with("mnt", &["-o", options]);
+    wait_until("it is alone on the volume", || !alice.is_beside_others());
+    three.peers[1..].iter().for_each(|peer| peer.kill());
+    write_and_close(&dir.join("file"), b"closed").expect("in the journal");
+    dir
+}
+
+#[test]
+fn an_unmount_that_cannot_commit_all_returns_when_the_journal_is_the_next_mounts() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = cut_off(&three, &alice, "deadline=5");
+    let daemon = alice.daemon_of(&dir);
+    let ended = alice.run(&["umount", dir.to_str().expect("a plain path")]);
+    assert_eq!(ended.status.code(), Some(11), "{ended:?}");
+    assert!(!alive(daemon), "nobody has the journal any more");
+    three.peers[1..].iter().for_each(|peer| peer.serve_until("serving"));
+    let dir = alice.mount_with("mnt", &["-o", "deadline=30"]);
+    same(&dir.join("file"), b"closed", &alice);
+    assert!(said(&alice, "journal-waits").is_none(), "it was taken over");
+}
+
+#[test]
+fn a_mount_that_begins_while_another_one_ends_waits_for_it_and_then_says_so() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = cut_off(&three, &alice, "deadline=60");
+    let daemon = alice.daemon_of(&dir);
+    // A plain umount waits for nothing.
+    let done = Command::new("umount").arg(&dir).status().expect("umount is installed");
+    assert!(done.success());
+    let ending = || {
+        let journals = files(&alice.path().join("home/state/journals"));
+        journals.iter().any(|(file, _)| file.ends_with("ending"))
+    };
+    wait_until("the daemon tries to commit a last time", ending);
+    signal(daemon, libc::SIGSTOP);
+    three.peers[1..].iter().for_each(|peer| peer.serve_until("serving"));
+    let words = "an earlier mount of this volume has not ended yet";
+    let dir = alice.mount_with("other", &["-o", "deadline=30"]);
+    assert!(alice.log().contains(words), "it waited, and says why it has not all{}", alice.log());
+    alice.unmount(&dir);
+    signal(daemon, libc::SIGCONT);
+    wait_until("the daemon ends", || !alive(daemon));
+    let dir = alice.mount_with("mnt", &["-o", "deadline=30"]);
+    same(&dir.join("file"), b"closed", &alice);
 }
 
 #[test]

@@ -7,10 +7,13 @@
 use super::connect::{self, Connected, DEFAULT_VOLUME};
 use super::error::CliError;
 use super::placing::Placing;
+use super::standing::{End, Standing};
 use super::{background, log, remount, runtime, standing};
 use crate::chunks::Chunks;
+use crate::config::Paths;
 use crate::ledger::{Ledger, LedgerTree, fetch};
 use crate::metrics;
+use crate::store::durable::{self, DiskError};
 use crate::volume::{Stale, Start, Volume};
 use clap::{Args, Parser};
 use mictlan::id::Label;
@@ -263,7 +266,7 @@ fn graft(volume: &Arc<Volume>, options: &Options) -> Graft<Volume, LedgerTree> {
 /// Where a mount in the background says what it has to say.
 fn log_file(connected: &Connected) -> Result<PathBuf, CliError> {
     let dir = &connected.paths.state;
-    crate::store::durable::create_dir(dir, 0o700)?;
+    durable::create_dir(dir, 0o700)?;
     Ok(dir.join("mount.log"))
 }
 
@@ -406,19 +409,43 @@ pub fn umount(args: UmountArgs) -> Result<ExitCode, CliError> {
     // to mount elsewhere wants all of it on the peers first; a dead mount cannot be asked.
     let waits = match args.lazy {
         true => None,
-        false => crate::store::durable::sync_dir(&dir).err(),
+        false => durable::sync_dir(&dir).err(),
     };
+    let standing = standing_of(&dir);
     session::unmount(&dir, args.lazy).map_err(|error| match error.kind() {
         std::io::ErrorKind::ResourceBusy => CliError::MountInUse { dir: dir.display().to_string() },
         _ => CliError::Io(dir.clone(), error),
     })?;
-    match waits.filter(|error| error.kind() != std::io::ErrorKind::NotConnected) {
-        None => {
-            if args.json {
-                println!("{}", serde_json::json!({ "dir": dir.to_string_lossy() }));
-            }
-            Ok(ExitCode::SUCCESS)
+    if let Some(error) = waits.filter(|error| error.kind() != std::io::ErrorKind::NotConnected) {
+        left_behind(error, standing)?;
+    }
+    if args.json {
+        println!("{}", serde_json::json!({ "dir": dir.to_string_lossy() }));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the mount said last, if it is one of this user's.
+fn standing_of(dir: &Path) -> Option<Standing> {
+    standing::of(&Paths::of_process().ok()?, &dir.display().to_string())
+}
+
+/// Its process tries once more, and then lets go of its journal: whoever mounts next shall find it.
+fn left_behind(error: DiskError, standing: Option<Standing>) -> Result<(), CliError> {
+    let not_all = CliError::NotAllCommitted(error);
+    let ended = match &standing {
+        Some(standing) => Some(runtime()?.block_on(standing.ended())),
+        None => None,
+    };
+    match ended {
+        Some(End::Committed) => Ok(()),
+        Some(End::Left) | None => Err(not_all),
+        Some(End::Tries { pid }) => {
+            let left = format!(
+                "its process ({pid}) has not ended yet, and has the journal until then: mount \
+                 after its end"
+            );
+            Err(CliError::Left { cause: Box::new(not_all), left })
         }
-        Some(error) => Err(CliError::NotAllCommitted(error)),
     }
 }

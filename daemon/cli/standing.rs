@@ -14,10 +14,13 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a mount looks at itself. Its view may be 3 s old before that is a trouble.
 const EVERY: Duration = Duration::from_secs(1);
+/// What a mount's end takes beside its last try to commit, and how often it is looked for.
+const END_WITHIN: Duration = Duration::from_secs(15);
+const END_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Serialize, Deserialize)]
 pub struct Standing {
@@ -30,6 +33,12 @@ pub struct Standing {
     /// Other mounts are on the volume, so each change waits for its commit.
     #[serde(default)]
     pub beside_others: bool,
+    /// Where its journal is; it is gone when all is committed.
+    #[serde(default)]
+    journal: Option<PathBuf>,
+    /// For how long it tries what cannot be done.
+    #[serde(default)]
+    deadline_secs: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,7 +56,47 @@ impl From<Trouble> for Said {
     }
 }
 
+/// What became of a mount that was told to end.
+pub enum End {
+    /// All is committed.
+    Committed,
+    /// Its journal has the rest.
+    Left,
+    /// It still tries.
+    Tries { pid: u32 },
+}
+
 impl Standing {
+    /// Waits for the end of the process, as long as it may take to try once more.
+    pub async fn ended(&self) -> End {
+        let by = Instant::now() + Duration::from_secs(self.deadline_secs) + END_WITHIN;
+        while self.lives() || self.leaves() {
+            if Instant::now() >= by {
+                return End::Tries { pid: self.pid };
+            }
+            tokio::time::sleep(END_PAUSE).await;
+        }
+        match self.journal.as_ref().is_some_and(|journal| !journal.exists()) {
+            true => End::Committed,
+            false => End::Left,
+        }
+    }
+
+    /// Its first thread has ended, and others hold its files and their locks a moment longer.
+    fn leaves(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // What stands behind the name in brackets, from the third field on; the threads are the 20th.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
+        let ended = fields.get(1).is_some_and(|state| matches!(*state, "Z" | "X"));
+        ended && fields.get(18).is_some_and(|threads| !matches!(*threads, "0" | "1"))
+    }
+
+    /// A daemon keeps its directory in its arguments, so a number that was given away shows.
+    fn lives(&self) -> bool {
+        let arguments = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).any(|argument| argument.ends_with(b"mictlan"))
+    }
+
     /// Those of the process that said it, its name first.
     pub fn arguments(&self) -> Option<Vec<OsString>> {
         let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).ok()?;
@@ -87,24 +136,31 @@ pub async fn keep(paths: Paths, dir: PathBuf, network: NetworkId, volume: Arc<Vo
     }
 }
 
-type Now = (Vec<Trouble>, bool);
+#[derive(Clone, PartialEq)]
+struct Now {
+    troubles: Vec<Trouble>,
+    beside_others: bool,
+    journal: Option<PathBuf>,
+    deadline_secs: u64,
+}
 
 fn now(volume: &Volume) -> Now {
-    (volume.troubles(), volume.is_beside_others())
+    Now {
+        troubles: volume.troubles(),
+        beside_others: volume.is_beside_others(),
+        journal: volume.journal_left().map(|(dir, _)| dir),
+        deadline_secs: volume.deadline().as_secs(),
+    }
 }
 
 /// Not durable and not whole at every moment: it is worth nothing without the process.
-async fn write(
-    paths: &Paths,
-    dir: &Path,
-    network: NetworkId,
-    (troubles, beside_others): Now,
-) -> std::io::Result<()> {
+async fn write(paths: &Paths, dir: &Path, network: NetworkId, now: Now) -> std::io::Result<()> {
     let dir = dir.display().to_string();
     let path = file(paths, &dir);
+    let Now { troubles, beside_others, journal, deadline_secs } = now;
     let troubles = troubles.into_iter().map(Said::from).collect();
-    let network = network.to_string();
-    let standing = Standing { dir, network, pid: std::process::id(), troubles, beside_others };
+    let (network, pid) = (network.to_string(), std::process::id());
+    let standing = Standing { dir, network, pid, troubles, beside_others, journal, deadline_secs };
     let bytes = serde_json::to_vec(&standing).expect("plain fields are JSON");
     tokio::fs::create_dir_all(files(paths)).await?;
     tokio::fs::write(path, bytes).await
@@ -127,8 +183,5 @@ pub fn last_of(paths: &Paths, dir: &str) -> Option<Standing> {
 /// What the mount on `dir` says, if the process that said it lives.
 pub fn of(paths: &Paths, dir: &str) -> Option<Standing> {
     let standing = last_of(paths, dir)?;
-    // A daemon keeps its directory in its arguments, so a number that was given away shows.
-    let arguments = std::fs::read(format!("/proc/{}/cmdline", standing.pid)).ok()?;
-    let lives = arguments.split(|byte| *byte == 0).any(|argument| argument.ends_with(b"mictlan"));
-    lives.then_some(standing)
+    standing.lives().then_some(standing)
 }

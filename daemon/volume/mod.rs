@@ -161,6 +161,11 @@ impl Volume {
         self.journal.as_ref().map(|journal| (journal.dir().to_owned(), journal.bytes()))
     }
 
+    /// After this long a call that cannot be answered fails.
+    pub fn deadline(&self) -> std::time::Duration {
+        self.options.deadline
+    }
+
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().expect("nothing panics while the core is locked")
     }

@@ -246,10 +246,17 @@ impl Volume {
         self.closed_to_changes.store(true, Ordering::SeqCst);
         // If that fails, the session stays open: the next mount fences it and takes its journal
         // over.
+        let journal = self.journal.as_ref().filter(|_| self.has_uncommitted());
+        if let Some(journal) = journal {
+            journal.ends(true);
+        }
         self.flush(self.options.deadline).await?;
         // Whatever the reason: a journal that somebody needs is not removed.
         if self.has_uncommitted() {
             return Err(FsError::TimedOut);
+        }
+        if let Some(journal) = journal {
+            journal.ends(false);
         }
         self.last_snapshot().await;
         self.chunks.settle(LAST_COPIES_WAIT).await;

@@ -35,7 +35,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+/// For how long a mount waits for an earlier one that is about to end.
+const ENDING_WAIT: Duration = Duration::from_secs(20);
+const ENDING_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a volume is opened with.
 pub struct Start {
@@ -190,7 +196,7 @@ impl Volume {
             tokio::spawn(self.clone().beat());
             // Alone on the volume, the first heartbeat brings the lease; with others it is not
             // waited for.
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(2), leased).await;
+            let _ = tokio::time::timeout(Duration::from_secs(2), leased).await;
             self.own_root().await;
             tokio::spawn(self.clone().reap_left_behind());
             tokio::spawn(self.clone().snapshots());
@@ -203,7 +209,7 @@ impl Volume {
     pub(super) async fn first_catch_up(&self) -> Opening<()> {
         // Known before the call, so a majority of honest voters has it all.
         let remembered = self.belief.signed();
-        let deadline = tokio::time::Instant::now() + self.options.deadline;
+        let deadline = Instant::now() + self.options.deadline;
         match quorum::or_none(&self.network, self.catch_up(deadline)).await {
             Some(Ok(())) => {}
             // With a session a quorum was there a moment ago.
@@ -306,7 +312,7 @@ impl Seat {
             let (coherent, left) = Coherent::begin(start, about)?;
             return Ok(Self { session, coherent: Some(coherent), left, journal: None });
         }
-        let left = leftovers(start, volume)?;
+        let left = leftovers(start, volume).await?;
         Ok(Self { session, journal: Some(new_journal(start, about)?), left, coherent: None })
     }
 }
@@ -426,10 +432,28 @@ async fn open_session(start: &Start, volume: VolumeId) -> Opening<SessionId> {
     }
 }
 
-fn leftovers(start: &Start, volume: VolumeId) -> Opening<Vec<Left>> {
-    let mut strange = Vec::new();
+/// The journals of mounts that are gone, or go within a moment.
+async fn leftovers(start: &Start, volume: VolumeId) -> Opening<Vec<Left>> {
     let parent = start.journals.join(volume.to_string());
-    let left = Left::find(&parent, &start.principal, &mut strange)?;
+    let by = Instant::now() + ENDING_WAIT.min(start.options.deadline);
+    let mut left: Vec<Left> = Vec::new();
+    let (strange, ending) = loop {
+        let mut strange = Vec::new();
+        left.extend(Left::find(&parent, &start.principal, &mut strange)?);
+        let mut ending = Left::ending(&parent);
+        ending.retain(|dir| !left.iter().any(|left| left.dir() == dir));
+        ending.retain(|dir| !strange.iter().any(|(other, _)| other == dir));
+        if ending.is_empty() || Instant::now() >= by {
+            break (strange, ending);
+        }
+        tokio::time::sleep(ENDING_PAUSE).await;
+    };
+    left.sort_by_key(|left| left.about.session);
+    for dir in ending {
+        tracing::warn!(dir = %dir.display(),
+            "an earlier mount of this volume has not ended yet: what it does not commit itself \
+             is committed by a mount that begins after its end");
+    }
     for (dir, why) in strange {
         tracing::warn!(dir = %dir.display(), %why,
             "a journal of an earlier mount stays as it is; mount with the key that made it");

@@ -5,7 +5,7 @@
 
 use super::entry::{Entry, Seq};
 use super::segment::{self, SegmentError};
-use super::{About, JournalError, lock, remove_dir};
+use super::{About, ENDING, JournalError, lock, remove_dir};
 use mictlan::seal::Principal;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -50,6 +50,12 @@ impl Left {
         }
         found.sort_by_key(|left| left.about.session);
         Ok(found)
+    }
+
+    /// Journals below `parent` that somebody still has, and is about to leave.
+    pub fn ending(parent: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|dir| dir.join(ENDING).exists()).collect()
     }
 
     pub fn dir(&self) -> &Path {

@@ -31,6 +31,8 @@ pub const BYTES_MAX: u64 = 1 << 30;
 /// A segment that is larger is followed by a new one.
 const SEGMENT_BYTES: u64 = 8 << 20;
 const LOCK: &str = "lock";
+/// Says that whoever has the lock is about to end.
+const ENDING: &str = "ending";
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -320,6 +322,19 @@ impl Journal {
             remove(&older.path)?; // crash here: its commits are known to the sequencer
         }
         Ok(())
+    }
+
+    /// Whether its mount is about to end, and commits what it can until then: whoever takes
+    /// journals over waits for it. A mount that is not told of it leaves the journal to the next.
+    pub fn ends(&self, ends: bool) {
+        let note = self.dir.join(ENDING);
+        let noted = match ends {
+            true => File::create(&note).map(drop),
+            false => std::fs::remove_file(&note),
+        };
+        if let Err(error) = noted {
+            tracing::debug!(%error, "no mount waits for the end of this one");
+        }
     }
 
     /// Ends a journal that holds nothing pending: its directory goes.
