@@ -486,6 +486,7 @@ pub fn store_status(store: &Store) -> StoreStatus {
         capacity_bytes: stat.space - stat.reserve,
         used_bytes: stat.used,
         chunks: stat.chunks,
+        damaged_chunks: stat.damaged,
         out_of_service: stat.out_of_service.map(|why| why.to_string()),
     }
 }

@@ -412,6 +412,8 @@ pub struct StoreStatus {
     pub capacity_bytes: u64,
     pub used_bytes: u64,
     pub chunks: u64,
+    /// Of these, found damaged and not replaced yet: they are not served.
+    pub damaged_chunks: u64,
     /// Why it takes no chunks any more, when it does not.
     pub out_of_service: Option<String>,
 }

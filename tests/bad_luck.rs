@@ -229,6 +229,24 @@ fn a_segment_that_was_cut_off_gives_whole_files_or_errors() {
     }
     let log = home.log();
     assert!(log.contains("was durable is damaged"), "the damage is told{log}");
+    assert!(!log.contains("bytes=0"), "nothing was cut off, so nothing is told of it{log}");
+    let damaged = || {
+        let status = home.run(&["status", "--json"]);
+        assert_eq!(status.status.code(), Some(12), "{status:?}");
+        let report: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+        let problems = report["problems"].as_array().expect("a list").clone();
+        let problem = problems.into_iter().find(|problem| problem["code"] == "damaged-chunks");
+        let chunks = report["peers"][0]["damaged_chunks"].as_u64().expect("a number");
+        let what = problem.expect("the peer is named")["what"].to_string();
+        assert!(what.contains(&format!(") holds {chunks} damaged chunks")), "{what}");
+        chunks
+    };
+    // What it says to do: the same bytes, written again.
+    let before = damaged();
+    write_synced(&dir.join("2.new"), &content(2, 2 << 20)).expect("written");
+    same(&dir.join("2.new"), &content(2, 2 << 20), &home);
+    same(&dir.join("2"), &content(2, 2 << 20), &home);
+    assert!(damaged() < before, "whole copies take the place of damaged ones");
 }
 
 #[test]

@@ -59,8 +59,13 @@ impl Liar {
         let (_, configured) = config.networks.iter().next().expect("a network");
         let serve = configured.serve.as_ref().expect("it is a peer");
         let principal = Arc::new(connect::load_key(&paths, &serve.key).expect("a key file"));
-        let store =
-            StoreStatus { capacity_bytes: 1 << 40, used_bytes: 0, chunks: 0, out_of_service: None };
+        let store = StoreStatus {
+            capacity_bytes: 1 << 40,
+            used_bytes: 0,
+            chunks: 0,
+            damaged_chunks: 0,
+            out_of_service: None,
+        };
         let id = PeerId(serve.id);
         let status = Status {
             network: configured.id,

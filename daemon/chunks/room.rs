@@ -88,7 +88,13 @@ mod tests {
 
     fn store(capacity: u64, used: u64) -> StoreStatus {
         let (capacity_bytes, used_bytes) = (capacity * MIB, used * MIB);
-        StoreStatus { capacity_bytes, used_bytes, chunks: 0, out_of_service: None }
+        StoreStatus {
+            capacity_bytes,
+            used_bytes,
+            chunks: 0,
+            damaged_chunks: 0,
+            out_of_service: None,
+        }
     }
 
     /// Total, free and available MiB.

@@ -156,11 +156,13 @@ impl<'a> Healing<'a> {
         }
         let mut log = Appender::open(&path, walk.end)?;
         if last && walk.end != len {
-            tracing::warn!(
-                segment = number,
-                bytes = walk.torn,
-                "cut off what a crash left; nobody was told that it is durable"
-            );
+            if walk.torn > 0 {
+                tracing::warn!(
+                    segment = number,
+                    bytes = walk.torn,
+                    "cut off what a crash left; nobody was told that it is durable"
+                );
+            }
             log.truncate(walk.end)?;
             self.report.torn += walk.torn;
         }

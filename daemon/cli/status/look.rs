@@ -171,6 +171,7 @@ fn line(info: &PeerInfo, status: Result<Status, Silence>) -> PeerLine {
         capacity_bytes: store.as_ref().map(|store| store.capacity_bytes),
         used_bytes: store.as_ref().map(|store| store.used_bytes),
         chunks: store.as_ref().map(|store| store.chunks),
+        damaged_chunks: store.as_ref().map_or(0, |store| store.damaged_chunks),
         records: head.map(|head| head.size.0),
         published: published.map(|size| size.0),
         copies_missing,

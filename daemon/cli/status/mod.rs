@@ -10,6 +10,7 @@
 //! | `peer-silent` | a peer did not answer |
 //! | `store-out` | a peer's store takes no writes |
 //! | `store-full` | a peer's store is nearly full |
+//! | `damaged-chunks` | a peer has chunks that are damaged, and serves them no more |
 //! | `few-peers` | a volume wants more copies than there are peers |
 //! | `unpublished` | records wait for cosignatures |
 //! | `journal-waits` | an ended mount of this host left what is not committed |
@@ -107,6 +108,8 @@ pub struct PeerLine {
     pub capacity_bytes: Option<u64>,
     pub used_bytes: Option<u64>,
     pub chunks: Option<u64>,
+    /// Found damaged on its disk and not replaced yet.
+    pub damaged_chunks: u64,
     /// How far it has followed the ledger, and how far that is under a checkpoint that it proved.
     pub records: Option<u64>,
     pub published: Option<u64>,
@@ -362,6 +365,21 @@ impl PeerLine {
                 code: "store-full",
                 what: format!("peer {id} ({name}): {used} of {capacity} bytes are used"),
                 next: "on its machine: mictlan serve --capacity SIZE, or add a peer".to_owned(),
+                severe: true,
+            });
+        }
+        if self.damaged_chunks > 0 {
+            found.push(Problem {
+                code: "damaged-chunks",
+                what: format!(
+                    "peer {id} ({name}) holds {} damaged chunks, and serves none of them: a file \
+                     reads as long as another copy is good",
+                    self.damaged_chunks
+                ),
+                next:
+                    "check its disk, and keep the other peers up; whole copies are made where the \
+                       same bytes are written again: cat FILE > FILE.new && mv FILE.new FILE"
+                        .to_owned(),
                 severe: true,
             });
         }
