@@ -10,6 +10,7 @@ use mictlan::seal::{self, KeyRing, OpenError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GetError {
@@ -72,10 +73,17 @@ impl Chunks {
         piece: &Piece,
         deadline: Duration,
     ) -> Result<Bytes, GetError> {
+        if let Some(error) = lock(&self.vain).just_now(chunk, Instant::now()) {
+            return Err(error);
+        }
         let placement = self.placement();
         let order: Vec<PeerId> =
             place(chunk, &placement.layout).into_iter().map(|place| place.peer).collect();
         let (holders, others) = order.split_at(placement.copies.count().min(order.len()));
-        self.reader.get(Asker::Reader, chunk, piece, holders, others, deadline).await
+        let got = self.reader.get(Asker::Reader, chunk, piece, holders, others, deadline).await;
+        if let Err(error) = &got {
+            lock(&self.vain).note(chunk, Instant::now(), error);
+        }
+        got
     }
 }

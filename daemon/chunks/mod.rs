@@ -14,6 +14,7 @@ mod put;
 mod reader;
 mod room;
 mod sender;
+mod vain;
 mod watch;
 
 pub use get::GetError;
@@ -48,6 +49,7 @@ pub struct Chunks {
     on_the_way: Mutex<HashMap<ChunkId, Bytes>>,
     owed: Mutex<Owed>,
     reader: Reader,
+    vain: Mutex<vain::Vain>,
     rooms: Mutex<Rooms>,
     /// The peers shall be asked now.
     look: Notify,
@@ -96,6 +98,7 @@ impl Chunks {
             on_the_way: Mutex::default(),
             owed: Mutex::new(Owed::default()),
             reader,
+            vain: Mutex::default(),
             rooms: Mutex::default(),
             look: Notify::new(),
             presence: Presence::default(),
