@@ -336,6 +336,38 @@ fn what_begins_and_ends_says_so_in_json_too() {
 }
 
 #[test]
+fn a_join_that_is_refused_leaves_nothing_and_says_what_to_type() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    home.start(&["serve", "--listen", &addresses(1)[0]], "serving");
+    let (first, second) = (Home::new(), Home::new());
+    let keys = |home: &Home| {
+        let there = fs::read_dir(home.path().join("home/config/keys"));
+        there.into_iter().flatten().count()
+    };
+    let code = home.ok(&["invite"]).trim().to_owned();
+    refused(&first, &["join", &code], 2, &["nothing was sent", "--listen ADDRESS:4510"]);
+    assert_eq!(keys(&first), 0);
+    // Two machines of one name.
+    first.ok(&["join", &code, "--listen", "127.0.0.1:4510"]);
+    let code = home.ok(&["invite"]).trim().to_owned();
+    let join = ["join", &code, "--listen", "127.0.0.1:4511"];
+    refused(&second, &join, 9, &["is taken", "the code is still good", "--name NAME"]);
+    assert_eq!(keys(&second), 0, "no key of that name stays");
+    second.ok(&[&join[..], &["--name", "second"]].concat());
+    assert_eq!(keys(&second), 2);
+    // A person with a key of his own.
+    let (bob, code) = (Home::new(), home.ok(&["invite", "--role", "writer"]));
+    refused(&bob, &["join", code.trim(), "--key", "mine"], 4, &["there is no key", "mine"]);
+    bob.ok(&["key", "new", "mine"]);
+    bob.ok(&["key", "new", "other"]);
+    let said = bob.ok(&["join", code.trim(), "--name", "bob", "--key", "mine"]);
+    assert!(said.contains("mictlan mount"), "{said}");
+    assert_eq!(keys(&bob), 4, "no key was made");
+    assert_eq!(bob.ok(&["ls", "--key", "mine", "/"]), "");
+}
+
+#[test]
 fn the_manual_page_is_the_one_of_these_verbs() {
     let home = Home::new();
     let packaged = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/mictlan.1"));

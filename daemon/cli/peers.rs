@@ -10,8 +10,9 @@ use crate::host;
 use crate::http::tls;
 use crate::http::transport::Transport;
 use crate::identity::invite::Invite;
-use crate::identity::join::{self, Entered, public_keys};
-use crate::link::{Link, LinkError};
+use crate::identity::join::{self, Entered, JoinError, public_keys};
+use crate::identity::keyfile;
+use crate::link::{Link, LinkError, Trouble};
 use crate::network::{Known, Network};
 use clap::Args;
 use mictlan::id::{Label, PeerId, TimeMs};
@@ -75,6 +76,10 @@ pub struct JoinArgs {
     /// With a storage invite: the address at which others reach this peer.
     #[arg(long)]
     listen: Option<String>,
+    /// For a person: one of this user's keys (mictlan key ls); by default the configured one, or a
+    /// new one.
+    #[arg(long)]
+    key: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -222,14 +227,19 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
         Some(name) => label(name)?,
         None => host::machine(),
     };
-    let key = match (storage, &config.key) {
-        (false, Some(key)) => key.clone(),
-        (false, None) => label("default")?,
-        (true, _) => label(&format!("peer-{name}"))?,
+    check(&args, storage)?;
+    let key = match (&args.key, storage, &config.key) {
+        (Some(key), ..) => label(key)?,
+        (None, false, Some(key)) => key.clone(),
+        (None, false, None) => label("default")?,
+        (None, true, _) => label(&format!("peer-{name}"))?,
     };
-    let principal = Arc::new(connect::make_or_load(&paths, &key)?);
+    let (principal, made) = key_for(&paths, &key, args.key.is_some())?;
     let transport = Transport::new(principal.clone())?;
-    let entered = join::join(&transport, &invite, name.clone(), host::now()).await?;
+    let entered = match join::join(&transport, &invite, name.clone(), host::now()).await {
+        Ok(entered) => entered,
+        Err(error) => return Err(not_joined(error, &paths, &key, made)),
+    };
     let network = entered.name.clone();
     let links = network_of(&transport, &entered);
     until_known(&links).await;
@@ -255,7 +265,7 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
         configured.serve = Some(Serve {
             id: id.0,
             name: name.clone(),
-            key,
+            key: key.clone(),
             listen: args.listen.clone(),
             in_mounts: false,
             store: None,
@@ -266,16 +276,88 @@ async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
         });
     } else {
         super::members::take_over(&links, &invite, &name, &principal).await?;
-        config.key.get_or_insert(key);
+        config.key.get_or_insert(key.clone());
     }
     config.network.get_or_insert(network.clone());
     config.networks.insert(network.clone(), configured);
     config.save(&paths.config_file())?;
-    say_joined(&args, &network, &name, &invite, &entered);
+    let other = (config.key.as_ref() != Some(&key)).then_some(&key);
+    say_joined(&args, &network, &name, &invite, &entered, other);
     Ok(ExitCode::SUCCESS)
 }
 
-fn say_joined(args: &JoinArgs, network: &Label, name: &Label, invite: &Invite, entered: &Entered) {
+/// Mistakes that are known before anything is made or sent; a code is good once.
+fn check(args: &JoinArgs, storage: bool) -> Result<(), CliError> {
+    let usage = |text: &str| Err(CliError::Usage(text.to_owned()));
+    match (storage, &args.listen, &args.key) {
+        (true, None, _) => usage(
+            "a peer needs an address at which the others reach it, and nothing was sent: mictlan \
+             join CODE --listen ADDRESS:4510",
+        ),
+        (true, _, Some(_)) => {
+            usage("a peer has a key of its own, so --key has no place here; nothing was sent")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The key to join with, and whether it was made for that.
+fn key_for(
+    paths: &Paths,
+    key: &Label,
+    named: bool,
+) -> Result<(Arc<mictlan::seal::Principal>, bool), CliError> {
+    // Who names a key means one that is there.
+    let there = named || paths.keys().join(key.as_str()).exists();
+    let principal = match there {
+        true => connect::load_key(paths, key)?,
+        false => connect::make_or_load(paths, key)?,
+    };
+    Ok((Arc::new(principal), !there))
+}
+
+/// Nothing is left of a join that was refused. A key of which the network may know stays.
+fn not_joined(error: JoinError, paths: &Paths, key: &Label, made: bool) -> CliError {
+    let refused = match &error {
+        JoinError::Link(LinkError::Refused { .. }) => true,
+        JoinError::Link(error) => {
+            matches!(error, LinkError::FailedHere { why: Trouble::NotReached(_), .. })
+        }
+        _ => true,
+    };
+    if made
+        && refused
+        && let Err(error) = keyfile::remove(&paths.keys(), key)
+    {
+        tracing::warn!(%error, %key, "a key that nobody knows is left here");
+    }
+    let taken = matches!(
+        &error,
+        JoinError::Link(LinkError::Refused { why: Failure::InviteRefused(why), .. })
+            if why.contains("is taken")
+    );
+    let error = CliError::Join(error);
+    match taken {
+        true => CliError::Left {
+            cause: Box::new(error),
+            left:
+                "nothing was changed, and the code is still good: mictlan join CODE --name NAME, \
+                   with the rest as before"
+                    .to_owned(),
+        },
+        false => error,
+    }
+}
+
+/// `other`: the key, where it is not the one that is used when none is named.
+fn say_joined(
+    args: &JoinArgs,
+    network: &Label,
+    name: &Label,
+    invite: &Invite,
+    entered: &Entered,
+    other: Option<&Label>,
+) {
     if args.json {
         let (id, role) = (entered.network.to_string(), invite.role);
         let (network, name) = (network.as_str(), name.as_str());
@@ -288,6 +370,9 @@ fn say_joined(args: &JoinArgs, network: &Label, name: &Label, invite: &Invite, e
         Role::Auditor => "mictlan verify --replay",
         _ => "mictlan mount DIR",
     };
+    if let (Some(key), false) = (other, invite.role == Role::Storage) {
+        return println!("next    mictlan mount -o key={key} DIR");
+    }
     println!("next    {next}");
 }
 
@@ -325,13 +410,7 @@ async fn register(
     principal: &Arc<mictlan::seal::Principal>,
     entered: &Entered,
 ) -> Result<PeerId, CliError> {
-    let Some(listen) = &args.listen else {
-        return Err(CliError::Usage(
-            "a peer needs an address at which the others reach it: mictlan join CODE --listen \
-             ADDRESS:4510"
-                .to_owned(),
-        ));
-    };
+    let listen = args.listen.iter().cloned().collect();
     let Answer::Peers { peers, .. } = network.query(Query::Peers, DEADLINE).await? else {
         return Err(CliError::OtherAnswer);
     };
@@ -347,7 +426,7 @@ async fn register(
         principal,
     };
     let body = Peer {
-        addresses: vec![listen.clone()],
+        addresses: listen,
         keys: public_keys(&principal.public()),
         name: name.clone(),
         peer,

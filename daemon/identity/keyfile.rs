@@ -103,6 +103,14 @@ pub fn generate(dir: &Path, name: &Label, passphrase: Option<&str>) -> Result<Pr
     Ok(principal)
 }
 
+/// Takes a key away that was made for something that came to nothing.
+pub fn remove(dir: &Path, name: &Label) -> Result<(), KeyError> {
+    // The secret last: a public file alone names nobody.
+    durable::remove_file(&public_path(dir, name))?;
+    durable::remove_file(&dir.join(name.as_str()))?;
+    Ok(())
+}
+
 /// Loads `NAME`; `passphrase` is asked only when the file needs one.
 pub fn load(
     dir: &Path,
