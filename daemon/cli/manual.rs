@@ -17,7 +17,11 @@ const EXIT_CODES: [(u8, &str); 18] = [
     (4, "The key is missing, only a peer's, unreadable or protected by another passphrase."),
     (5, "No peer answered, or a peer refused."),
     (6, "The directory cannot be mounted on, or the kernel refused the mount."),
-    (7, "The volume cannot be opened: it does not exist, or this key has no access."),
+    (
+        7,
+        "The volume cannot be opened: it does not exist, this key has no access, or this host has no \
+         room for a journal.",
+    ),
     (8, "The peer on this machine cannot start, or had to stop."),
     (9, "The invite is wrong, expired or used."),
     (10, "The volume refused an operation on a path."),
