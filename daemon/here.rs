@@ -103,6 +103,15 @@ impl Here {
             lone: options.seeds.is_empty() && !options.founding,
         })
         .await?;
+        let known = sequencer.with_state(|state| state.head().size).unwrap_or(0);
+        if store.stat().opened.made && known > 0 && !options.founding {
+            tracing::warn!(
+                records = known,
+                "this peer's store is new and empty, and the peer is not: the copies that it had \
+                 are gone, and those of other peers are what is left; if its disk is only not \
+                 mounted, stop this peer, mount it, and start again"
+            );
+        }
         let service = Service::start(service::Options {
             sequencer: sequencer.clone(),
             identity: options.identity.clone(),

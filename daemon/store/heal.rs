@@ -31,6 +31,8 @@ pub struct Damage {
 /// What was found and done when the store was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenReport {
+    /// There was no store before.
+    pub made: bool,
     /// Frames that were read into the index.
     pub frames: u64,
     /// Bytes of a torn tail that were cut off; nobody was told that they are durable.
@@ -66,7 +68,8 @@ pub fn heal(
 ) -> Result<Healed, OpenError> {
     let (mark, totals) = index.state()?;
     let changes = index.changes(mark, totals);
-    let (report, lost) = (OpenReport::default(), Vec::new());
+    let report = OpenReport { made: dir.made, ..OpenReport::default() };
+    let lost = Vec::new();
     let mut healing = Healing { dir, index, changes, report, lost, next: mark.segment + 1 };
     let numbers = healing.segments()?;
     for number in (1..=mark.segment).filter(|number| numbers.binary_search(number).is_err()) {

@@ -9,7 +9,7 @@ use super::durable::{self, DiskError};
 use mictlan::id::{NetworkId, PeerId};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The format of the whole directory: identity, segments and what a frame means.
@@ -61,8 +61,10 @@ pub enum DirError {
 /// An open, locked store directory that belongs to this network and peer.
 pub struct StoreDir {
     path: PathBuf,
-    /// Holds the lock until it is dropped.
-    _lock: File,
+    /// Held until it is dropped.
+    lock: File,
+    /// There was no store here before.
+    pub made: bool,
 }
 
 impl StoreDir {
@@ -76,7 +78,7 @@ impl StoreDir {
             None => return Err(DirError::NotAStore { dir: path.to_owned() }),
         }
         let lock = lock(path)?;
-        let dir = Self { path: path.to_owned(), _lock: lock };
+        let mut dir = Self { path: path.to_owned(), lock, made: false };
         durable::create_dir(&dir.segments(), 0o700).map_err(denied)?;
         // Under the lock: another process may have made it between our look and our lock.
         match read(&identity)? {
@@ -84,9 +86,28 @@ impl StoreDir {
             None => {
                 let text = render(&Identity { format: FORMAT, network, peer });
                 durable::replace_file(&identity, 0o600, text.as_bytes()).map_err(denied)?;
+                dir.made = true;
             }
         }
         Ok(dir)
+    }
+
+    /// Whether its name still leads to this directory, and that of `segment` to the file that is
+    /// written. One that was removed, replaced or unmounted takes bytes all the same, for nobody.
+    pub fn takes(&self, segment: u64, file: &File) -> Result<(), DiskError> {
+        self.is_there()?;
+        is_named(&self.segment(segment), file)
+    }
+
+    /// Whether its name still leads to this directory.
+    pub fn is_there(&self) -> Result<(), DiskError> {
+        is_named(&self.path.join(LOCK), &self.lock)
+    }
+
+    /// Bytes that the directory's disk has free for us.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let disk = rustix::fs::fstatvfs(&self.lock)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     pub fn path(&self) -> &Path {
@@ -104,6 +125,16 @@ impl StoreDir {
     /// Segment 1 is `segments/0000000000000001.seg`.
     pub fn segment(&self, number: u64) -> PathBuf {
         self.segments().join(format!("{number:016x}.seg"))
+    }
+}
+
+fn is_named(path: &Path, file: &File) -> Result<(), DiskError> {
+    let lost = |cause: io::Error| DiskError::new("find", path, cause);
+    let named = path.symlink_metadata().map_err(lost)?;
+    let ours = file.metadata().map_err(lost)?;
+    match (named.dev(), named.ino()) == (ours.dev(), ours.ino()) {
+        true => Ok(()),
+        false => Err(lost(io::Error::other("another file has its name"))),
     }
 }
 

@@ -108,8 +108,8 @@ pub enum WriteError {
     )]
     Full { asked: u64, used: u64, space: u64, reserve: u64 },
     #[error(
-        "the store takes no writes since {}: {cause}; what it acknowledged is on its disk; check \
-         the disk, then restart this peer", mictlan::ledger::record::time::format(*.since)
+        "the store takes no writes since {}: {cause}; check the disk, then restart this peer",
+        mictlan::ledger::record::time::format(*.since)
     )]
     OutOfService { since: TimeMs, cause: String },
     #[error("the store is closed")]
@@ -336,6 +336,9 @@ impl Store {
 
     /// What the store holds and how it is; asks the disk for its free space.
     pub fn stat(&self) -> Stat {
+        if let Err(gone) = self.shared.dir.is_there() {
+            self.shared.fail(gone.to_string());
+        }
         let totals = self.shared.totals();
         let room = self.shared.room(totals.used);
         Stat {
@@ -387,10 +390,7 @@ const RESERVE_MAX: u64 = 1 << 30;
 impl Shared {
     /// The space is the capacity, or what is used and free where that is less.
     fn room(&self, used: u64) -> Room {
-        let free = match rustix::fs::statvfs(self.dir.path()) {
-            Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
-            Err(_) => u64::MAX - used, // a disk that does not say decides by its own ENOSPC
-        };
+        let free = self.dir.free_bytes().unwrap_or(0);
         let space = used.saturating_add(free).min(self.capacity.unwrap_or(u64::MAX));
         Room { space, reserve: (space / 20).min(RESERVE_MAX) }
     }

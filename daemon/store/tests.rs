@@ -227,6 +227,26 @@ async fn a_full_store_says_so_keeps_its_reserve_and_removes() {
 }
 
 #[tokio::test]
+async fn a_store_whose_directory_goes_gives_no_receipt_any_more() {
+    for lose in ["", "segments"] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = dir.path().join("store");
+        let store = open(&at);
+        assert!(store.stat().opened.made);
+        put(&store, &[chunk(1, 5_000)]).await;
+        // Unmounted, or taken away; with another in its place, or none.
+        durable::rename(&at.join(lose), &dir.path().join("taken")).expect("renamed");
+        if lose.is_empty() {
+            assert!(store.stat().out_of_service.is_some(), "also when nobody writes");
+            drop(open(&at));
+        }
+        let refused = store.put(vec![chunk(2, 5_000)]).await;
+        assert!(matches!(refused, Err(WriteError::OutOfService { .. })), "{refused:?}");
+        assert!(store.stat().out_of_service.is_some());
+    }
+}
+
+#[tokio::test]
 async fn a_crash_between_sync_and_index_heals() {
     let dir = tempfile::tempdir().expect("a directory");
     let chunks: Vec<_> = (0..6).map(|n| chunk(n, 9_000)).collect();

@@ -193,6 +193,8 @@ impl Writer {
                 Err(e) => return Err(DiskError::new("open", &path, e).into()),
             }
         }
+        // Before anybody is told that it is durable.
+        shared.dir.takes(self.tail.number, self.tail.log.file())?;
         let totals = group.changes.totals;
         group.changes.commit()?;
         shared.set_totals(totals);
