@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -254,4 +254,32 @@ fn a_pipe_in_the_wrong_place_is_refused_before_a_byte_moves() {
         assert!(refused.stdout.is_empty());
     }
     assert_eq!(home.run(&["get", "/name", "-"]).stdout, b"x");
+}
+
+#[test]
+fn what_is_no_file_is_written_to_and_never_replaced() {
+    let home = Home::new();
+    assert!(fed(&home, &["put", "-", "/name"], b"bytes").status.success());
+    let at = |name: &str| home.path().join(name).display().to_string();
+    fs::create_dir(at("dir")).expect("made");
+    let made = Command::new("mkfifo").args([at("pipe"), at("dir/name")]).status();
+    assert!(made.is_ok_and(|made| made.success()));
+    symlink("/dev/full", at("full")).expect("linked");
+    let reader = std::thread::spawn({
+        let pipe = at("pipe");
+        move || fs::read(pipe)
+    });
+    let got = home.run(&["get", "/name", &at("pipe")]);
+    assert!(got.status.success() && got.stdout.starts_with(b"got 1 file"), "{}", said(&got));
+    assert_eq!(reader.join().expect("no panic").expect("read"), b"bytes");
+    let got = home.run(&["get", "/name", "/dev/stdout"]);
+    assert!(got.status.success() && got.stdout == b"bytes", "{}", said(&got));
+    // A link to a device leads to the device, which has no room.
+    let full = home.run(&["get", "/name", &at("full")]);
+    assert!(said(&full).contains("DEST does not have all of it"), "{}", said(&full));
+    let kept = home.run(&["get", "/name", &at("dir")]);
+    assert!(said(&kept).contains("stays; move it away"), "{}", said(&kept));
+    let kind = |name: &str| fs::symlink_metadata(at(name)).expect("there").file_type();
+    assert!(kind("full").is_symlink() && kind("pipe").is_fifo() && kind("dir/name").is_fifo());
+    assert_eq!(fs::read_dir(at("dir")).expect("listed").count(), 1, "nothing is left beside it");
 }

@@ -3,7 +3,7 @@
 //! Owns: what is copied to where on this machine.
 //! Invariant: a local name appears, or is replaced, with its whole content.
 
-use super::pipe::{Output, is_pipe};
+use super::pipe::{Output, is_output, takes_bytes};
 use super::place::Place;
 use super::progress::Progress;
 use super::{BLOCK_BYTES, Copied, Interrupt, Left, Open, Who, at, below, itself};
@@ -33,6 +33,10 @@ const LEFT: Left<'static> = Left {
 };
 const NOT_ALL: &str = "standard output does not have all of it, and nothing in the volume changed";
 const PIPE_LEFT: Left<'static> = Left { failed: NOT_ALL, interrupted: NOT_ALL };
+const NAMED_LEFT: Left<'static> = Left {
+    failed: "DEST does not have all of it, and nothing in the volume changed",
+    interrupted: "DEST does not have all of it, and nothing in the volume changed",
+};
 
 #[derive(Args)]
 pub struct GetArgs {
@@ -41,8 +45,8 @@ pub struct GetArgs {
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<OsString>,
     /// A directory that exists, the new name of a single source, or `-`: the bytes of a single file
-    /// go to standard output. A file or link in the way is replaced; one in the way of a directory
-    /// is refused, and no link below DEST is followed.
+    /// go to standard output, as they go to a device or named pipe. A file or link in the way is
+    /// replaced; what else is there stays, and no link below DEST is followed.
     dest: PathBuf,
     #[command(flatten)]
     who: Who,
@@ -57,7 +61,7 @@ pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
         let text = format!("{first} and {other} are in two volumes; get them one after the other");
         return Err(CliError::Usage(text));
     }
-    let to_pipe = is_pipe(&args.dest);
+    let to_pipe = is_output(&args.dest);
     if to_pipe {
         check_pipe(&args)?;
     }
@@ -74,9 +78,17 @@ pub fn get(args: GetArgs) -> Result<ExitCode, CliError> {
         let copied = Copied { behind: open.behind.clone(), ..Copied::default() };
         let mut get = Get { open: &open, progress, interrupt, copied };
         if to_pipe {
-            let done = get.output(first).await;
+            let done = get.output(first, None).await;
             drop(get);
             return open.finish(done, PIPE_LEFT).await;
+        }
+        if takes_bytes(&args.dest) {
+            let done = get.output(first, Some(&args.dest)).await;
+            let Get { copied, progress, .. } = get;
+            drop(progress);
+            let code = open.finish(done, NAMED_LEFT).await?;
+            copied.say(args.who.json, "got");
+            return Ok(code);
         }
         let mut done = Ok(());
         for place in &places {
@@ -209,8 +221,9 @@ impl Get<'_> {
         Ok(())
     }
 
-    /// The bytes of one file to standard output. A reader that has enough ends it without a word.
-    async fn output(&mut self, place: &Place) -> Result<ExitCode, CliError> {
+    /// The bytes of one file to standard output, or `to`. A reader that has enough ends it without a
+    /// word.
+    async fn output(&mut self, place: &Place, to: Option<&Path>) -> Result<ExitCode, CliError> {
         let found = self.open.find(&place.path).await.map_err(at(place))?;
         let attr = found.ok_or_else(|| at(place)(FsError::NotFound))?;
         match attr.inode.kind {
@@ -226,7 +239,7 @@ impl Get<'_> {
         self.progress.more(attr.inode.size);
         self.progress.now_at(&place.to_string());
         let reading = Reading::open(self.open, attr.ino, place.to_string()).await?;
-        let output = Output::open();
+        let output = Output::open(to.map(Path::to_owned));
         let mut offset = 0;
         loop {
             let bytes = self.interrupt.unless(reading.at(offset)).await??;
@@ -240,9 +253,16 @@ impl Get<'_> {
         let ended = self.interrupt.unless(output.end()).await?;
         reading.end().await?;
         match ended {
-            Ok(()) => Ok(ExitCode::SUCCESS),
+            Ok(()) => {
+                self.copied.files += 1;
+                self.copied.bytes += offset;
+                Ok(ExitCode::SUCCESS)
+            }
             Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::from(PIPE_CLOSED)),
-            Err(why) => Err(CliError::Io(PathBuf::from("standard output"), why)),
+            Err(why) => {
+                let name = to.map_or_else(|| PathBuf::from("standard output"), Path::to_owned);
+                Err(CliError::Io(name, why))
+            }
         }
     }
 
@@ -306,6 +326,12 @@ impl<'a> Reading<'a> {
 
 /// Gives what is whole its name. What cannot be replaced stays, and nothing is left beside it.
 fn replace(beside: &Path, to: &Path) -> Result<(), CliError> {
+    let there = to.symlink_metadata().map(|there| there.file_type());
+    if there.is_ok_and(|kind| !kind.is_file() && !kind.is_symlink() && !kind.is_dir()) {
+        let _ = std::fs::remove_file(beside);
+        let why = "a device, pipe or socket has this name and stays; move it away, then get again";
+        return Err(CliError::Io(to.to_owned(), io::Error::other(why)));
+    }
     durable::rename(beside, to).map_err(|error| {
         let _ = std::fs::remove_file(beside);
         CliError::Io(to.to_owned(), io::Error::new(error.kind(), error.cause))

@@ -1,4 +1,4 @@
-//! Standard input and output as blocks that are passed on.
+//! Standard input and output, and what else is no file, as blocks that are passed on.
 //!
 //! Owns: the thread that waits for whoever is at the other end of the pipe.
 //! Never: waits in the runtime: a pipe that nobody serves would keep an interrupted verb from ending.
@@ -6,6 +6,7 @@
 
 use super::BLOCK_BYTES;
 use bytes::Bytes;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +17,11 @@ const BLOCKS_WAITING: usize = 1;
 /// What a person types where a pipe is meant.
 pub fn is_pipe(path: &Path) -> bool {
     path.as_os_str() == "-"
+}
+
+/// The same for what is written to, by the names that programs know it by.
+pub fn is_output(path: &Path) -> bool {
+    is_pipe(path) || ["/dev/stdout", "/dev/fd/1"].map(Path::new).contains(&path)
 }
 
 /// Standard input, for the message of an error.
@@ -44,19 +50,32 @@ pub fn input() -> mpsc::Receiver<io::Result<Bytes>> {
     received
 }
 
-/// Standard output.
+/// Whether it is there and takes bytes without being a file: a device, a named pipe, a link to one,
+/// or one of the kernel's links to open files.
+pub fn takes_bytes(path: &Path) -> bool {
+    let of_the_kernel =
+        path.is_symlink() && (path.starts_with("/dev") || path.starts_with("/proc"));
+    path.metadata().is_ok_and(|there| !there.is_dir() && (of_the_kernel || !there.is_file()))
+}
+
+/// Standard output, or what has a name and is no file.
 pub struct Output {
     blocks: mpsc::Sender<Bytes>,
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Output {
-    pub fn open() -> Self {
+    /// `None`: standard output. What has a name is opened by whoever waits, since a named pipe
+    /// without a reader keeps its opener.
+    pub fn open(name: Option<PathBuf>) -> Self {
         let (blocks, mut received) = mpsc::channel::<Bytes>(BLOCKS_WAITING);
         let (end, ended) = oneshot::channel();
         std::thread::spawn(move || {
-            let mut output = io::stdout().lock();
-            let mut pass_on = || {
+            let pass_on = || {
+                let mut output: Box<dyn Write> = match name {
+                    None => Box::new(io::stdout().lock()),
+                    Some(name) => Box::new(File::options().write(true).open(name)?),
+                };
                 while let Some(block) = received.blocking_recv() {
                     output.write_all(&block)?;
                 }
