@@ -2,27 +2,43 @@
 //!
 //! Owns: their names and their plain HTTP.
 //! Never: listens on anything but loopback, or tells anything of what is stored.
+//! Invariant: every user of this machine may ask, and none can hold more than some connections, for
+//! some seconds: the newest push out the oldest.
 
 use crate::counts::COUNTS;
 use crate::here::Here;
+use crate::http::admission::{Place, Waiting};
+use crate::http::server::accepted;
 use crate::peer::Peer;
 use crate::sequencer::Sequencer;
 use crate::store::Store;
 use crate::volume::Volume;
 use axum::Router;
+use axum::body::Body;
 use axum::http::StatusCode;
 use axum::http::header::{self, HeaderName};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tower::ServiceExt;
 
 const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Who asks at a time.
+const CONNECTIONS_MAX: usize = 8;
+/// How long one may take.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
+const HEAD_BYTES: usize = 16 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
@@ -71,10 +87,31 @@ fn answer(listener: TcpListener, told: impl Told) -> JoinHandle<()> {
         .route("/metrics", get(move || async move { metrics(&told) }))
         .route("/health", get(move || async move { health.health() }));
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).await {
-            tracing::warn!(%error, "metrics are served no more");
+        let (open, mut tasks) = (Waiting::new(CONNECTIONS_MAX), JoinSet::new());
+        loop {
+            let tcp = accepted(listener.accept().await.map(|(tcp, _)| tcp)).await;
+            if let Some(tcp) = tcp {
+                tasks.spawn(connection(tcp, routes.clone(), open.enter()));
+            }
+            while tasks.try_join_next().is_some() {}
         }
     })
+}
+
+/// One answer, while its place lasts.
+async fn connection(tcp: TcpStream, routes: Router, mut place: Place) {
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        routes.clone().oneshot(request.map(Body::new))
+    });
+    let served = http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(tcp), service);
+    tokio::select! {
+        _ = place.pushed_out() => {}
+        // Its end, or the end of its time: both are the end.
+        _ = tokio::time::timeout(CONNECTION_MAX, served) => {}
+    }
 }
 
 fn metrics(told: &impl Told) -> (StatusCode, [(HeaderName, &'static str); 1], String) {
@@ -165,5 +202,47 @@ impl Told for OfMount {
             None => (StatusCode::OK, "ok\n".to_owned()),
             Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", why.code)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[derive(Clone)]
+    struct Nothing;
+
+    impl Told for Nothing {
+        fn tell(&self, registry: &mut Registry) {
+            say(registry, "nothing", "Nothing", 0);
+        }
+        fn health(&self) -> (StatusCode, String) {
+            (StatusCode::OK, "ok\n".to_owned())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_never_ends_its_request_keeps_nobody_from_the_metrics() {
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let serving = answer(listener, Nothing);
+        let mut crowd = Vec::new();
+        for _ in 0..3 * CONNECTIONS_MAX {
+            let mut one = TcpStream::connect(address).await.expect("connected");
+            one.write_all(b"GET /metrics HTTP/1.1\r\nx: ").await.expect("sent");
+            crowd.push(one);
+        }
+        let mut asking = TcpStream::connect(address).await.expect("connected");
+        asking.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        let mut text = String::new();
+        asking.read_to_string(&mut text).await.expect("answered, and closed");
+        assert!(text.starts_with("HTTP/1.1 200") && text.contains("mictlan_nothing 0"), "{text}");
+        // All but those that came last were pushed out; the reset of some is their end as well.
+        for one in &mut crowd[..2 * CONNECTIONS_MAX] {
+            assert!(matches!(one.read(&mut [0; 8]).await, Ok(0) | Err(_)), "it is closed");
+        }
+        serving.abort();
     }
 }

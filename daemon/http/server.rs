@@ -18,8 +18,8 @@ use mictlan::id::PrincipalId;
 use mictlan::seal::Principal;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -29,6 +29,8 @@ use tracing::{debug, warn};
 
 /// After an accept that failed for want of file handles: long enough for others to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A failure that lasts is told in the log so often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 /// One read of a chunk should be one system call where it can.
 const READ_BUFFER_BYTES: usize = 1 << 20;
 /// How long `stop` waits for requests under way.
@@ -162,12 +164,23 @@ async fn accept_unix(listener: UnixListener, port: Port, mut stop: watch::Receiv
 }
 
 /// What an accept gave, or a pause when it failed: `EMFILE` would otherwise spin.
-async fn accepted<S>(accepted: io::Result<S>) -> Option<S> {
+pub async fn accepted<S>(accepted: io::Result<S>) -> Option<S> {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
     match accepted {
         Ok(stream) => Some(stream),
         Err(why) if why.kind() == io::ErrorKind::ConnectionAborted => None,
         Err(why) => {
-            warn!(%why, "no connection can be accepted now; raise `ulimit -n` if this lasts");
+            let last = {
+                let mut said = SAID.lock().expect("nothing panics while it is locked");
+                let last = *said;
+                *said = Some(
+                    last.filter(|last| last.elapsed() < SAY_EVERY).unwrap_or_else(Instant::now),
+                );
+                last
+            };
+            if last.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
+                warn!(%why, "no connection can be accepted now; raise `ulimit -n` if this lasts");
+            }
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
         }
