@@ -129,6 +129,11 @@ impl Belief {
         lock(&self.inclusion).applied(self.now_ms(), at, leaf, follows);
     }
 
+    /// The end of what was compared with what a quorum signed, of records before `end`.
+    pub fn proven_before(&self, end: Position) -> Position {
+        lock(&self.inclusion).oldest().map_or(end, |oldest| oldest.min(end))
+    }
+
     /// A voter answered a question about the log.
     pub fn heard(&self) {
         lock(&self.heard).log = moment();
@@ -222,6 +227,7 @@ impl Volume {
             if let Err(why) = self.belief.look().await {
                 return self.disbelieve(why);
             }
+            self.let_go_of_what_is_proven().await;
             self.belief.say_if_late();
         }
     }

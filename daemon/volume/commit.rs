@@ -9,7 +9,8 @@
 //! 3. the journal notes the request (attempt, n) and what it holds: replay asks the sequencer
 //!    whether that request was accepted;
 //! 4. the record is ordered: committed; replay finds it in the fence's answer and skips it;
-//! 5. the view takes it over, and the journal gives its space back.
+//! 5. the view takes it over; when a checkpoint covers it, the journal gives its space back (crash:
+//!    as before).
 //!
 //! Invariant: one request is on its way at a time; a repeat carries the same bytes.
 

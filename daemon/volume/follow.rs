@@ -375,6 +375,9 @@ impl Volume {
         core.session.n += 1;
         core.view.commit_local(until.0 - 1, at);
         let batch = core.queue.pop_front();
+        if let Some(batch) = &batch {
+            core.unproven.committed(at, (attempt, n), batch.floor);
+        }
         drop(core);
         if let Some(batch) = &batch {
             self.trail.append(&self.spill, at, &batch.gathered.writes);
@@ -426,8 +429,9 @@ impl Volume {
     }
 
     fn trim(&self, floor: Option<Seq>) {
+        let unproven = self.core().unproven.floor();
         if let (Some(journal), Some(floor)) = (&self.journal, floor)
-            && let Err(error) = journal.trim(floor)
+            && let Err(error) = journal.trim(floor, unproven)
         {
             tracing::warn!(%error, "the journal keeps what is committed; nothing is lost");
         }

@@ -41,6 +41,7 @@ mod start;
 mod state;
 mod tail;
 mod trail;
+mod unproven;
 mod vfs;
 mod virtual_xattr;
 mod void;

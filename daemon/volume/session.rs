@@ -260,6 +260,8 @@ impl Volume {
         }
         self.last_snapshot().await;
         self.chunks.settle(LAST_COPIES_WAIT).await;
+        self.believed()?;
+        self.is_ordered_by_most().await?;
         self.ending.store(true, Ordering::Relaxed);
         self.work.notify_one();
         if let Some(coherent) = self.coherent.as_ref().filter(|coherent| coherent.asks()) {

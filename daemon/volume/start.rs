@@ -15,6 +15,7 @@ use super::quorum;
 use super::secrets::unwrap_ring;
 use super::spill::Spill;
 use super::state::{Core, Mode, Progress, Session};
+use super::unproven::Unproven;
 use super::{Stale, Volume};
 use crate::chunks::Chunks;
 use crate::chunks::budget::Budget;
@@ -401,6 +402,7 @@ fn core(tree: Tree, position: Position, mode: Mode, session: SessionId, epoch: E
             waiting: None,
         },
         queue: VecDeque::new(),
+        unproven: Unproven::default(),
         replan: None,
         refused: HashSet::new(),
         inodes_made: 0,

@@ -7,6 +7,7 @@
 use super::conflict::Replan;
 use super::file::OpenFile;
 use super::journal::{Holds, Seq};
+use super::unproven::Unproven;
 use crate::chunks::Put;
 use mictlan::cluster::place::Copies;
 use mictlan::id::{Attempt, Epoch, Ino, Position, SessionId};
@@ -26,6 +27,8 @@ pub struct Core {
     pub files: HashMap<Ino, Arc<OpenFile>>,
     pub session: Session,
     pub queue: VecDeque<Batch>,
+    /// What left it, until a checkpoint covers it.
+    pub unproven: Unproven,
     /// Operations on their way from a refused attempt into the next. Nothing else is placed meanwhile.
     pub replan: Option<Replan>,
     /// Operations that were refused and whose callers do not know yet.

@@ -35,6 +35,7 @@ pub enum Broken {
 
 #[derive(Debug, Clone, Copy)]
 struct Run {
+    first: Position,
     /// Of its last record.
     leaf: LedgerHash,
     /// When its first record was applied, on the caller's clock.
@@ -70,16 +71,16 @@ impl Inclusion {
     /// A record was applied. `follows`: it names the one before it, which was applied as well.
     pub fn applied(&mut self, now_ms: u64, at: Position, leaf: LedgerHash, follows: bool) {
         let last = self.runs.last_key_value().map(|(at, run)| (*at, *run));
-        let mut since_ms = now_ms;
+        let (mut first, mut since_ms) = (at, now_ms);
         if let Some((end, run)) = last
             && follows
             && end.0 + 1 == at.0
             && now_ms.saturating_sub(run.since_ms) < RUN_MS
         {
             self.runs.remove(&end);
-            since_ms = run.since_ms;
+            (first, since_ms) = (run.first, run.since_ms);
         }
-        self.runs.insert(at, Run { leaf, since_ms });
+        self.runs.insert(at, Run { first, leaf, since_ms });
         while self.runs.len() > RUNS_MAX {
             self.runs.pop_first();
         }
@@ -87,6 +88,11 @@ impl Inclusion {
 
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
+    }
+
+    /// The oldest record that no checkpoint covers; every one before it was compared.
+    pub fn oldest(&self) -> Option<Position> {
+        self.runs.first_key_value().map(|(_, run)| run.first)
     }
 
     /// The records whose leaves in a tree of this size are to be compared.
@@ -175,6 +181,7 @@ mod tests {
         inclusion.applied(1, Position(6), leaf(6), true);
         inclusion.applied(2, Position(9), leaf(9), false);
         assert_eq!(inclusion.below(100), [Position(6), Position(9)], "7 and 8 were not shown");
+        assert_eq!(inclusion.oldest(), Some(Position(5)), "6 speaks for it");
         inclusion.applied(RUN_MS + 2, Position(10), leaf(10), true);
         assert_eq!(inclusion.below(10), [Position(6), Position(9)], "9 waits no longer for others");
         inclusion.applied(RUN_MS + 3, Position(11), leaf(11), false);

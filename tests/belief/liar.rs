@@ -2,9 +2,10 @@
 
 use mictlan::cluster::layout::{Delta, Layout, Member, Weight};
 use mictlan::cluster::place::Copies;
+use mictlan::cluster::state::Submission;
 use mictlan::id::{Label, LedgerHash, PeerId, Position, PrincipalId, SessionId};
 use mictlan::ledger::record::body::{Body, Fence, Note};
-use mictlan::ledger::record::{Origin, Proposal, record_message, write_line};
+use mictlan::ledger::record::{Line, Origin, Proposal, record_message, write_line};
 use mictlan::seal::Principal;
 use mictlan::wire::{
     Answer, Append, Barrier, CloseSession, Failure, Follow, Followed, Head, Heartbeat,
@@ -191,6 +192,11 @@ impl World {
     }
 }
 
+/// What a voter answers at once, asked of one that may have to wait.
+fn wait_here<T>(asked: impl Future<Output = T>) -> T {
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asked))
+}
+
 fn known(id: u64, voter: bool, link: Link) -> Known {
     let info = PeerInfo {
         id: PeerId(id),
@@ -217,7 +223,8 @@ fn placement() -> Placement {
 }
 
 /// Passes everything on, until it shows a record of its own at the end of the log and then no more,
-/// or other bytes than the payloads that the records name, or is silent to whoever asks second.
+/// or other bytes than the payloads that the records name, or is silent to whoever asks second, or
+/// calls ordered what it keeps to itself.
 pub struct Liar {
     honest: Arc<Peer>,
     caller: Caller,
@@ -226,6 +233,9 @@ pub struct Liar {
     body: Body,
     lies: AtomicBool,
     spoils: AtomicBool,
+    swallows: AtomicBool,
+    /// Covers the end of the log that it has for itself.
+    own: Mutex<Option<(Position, LedgerHash)>>,
     /// Covers where the forged record was shown.
     shown: Mutex<Option<Position>>,
     /// Told when it was.
@@ -264,6 +274,8 @@ impl Liar {
             body: world.note(),
             lies: AtomicBool::new(false),
             spoils: AtomicBool::new(false),
+            swallows: AtomicBool::new(false),
+            own: Mutex::new(None),
             shown: Mutex::new(None),
             told: Notify::new(),
             held: Held::default(),
@@ -323,6 +335,22 @@ impl Liar {
         self.spoils.store(true, Ordering::SeqCst);
     }
 
+    /// From now on it accepts records, orders none, and shows none.
+    pub fn swallows_what_it_accepts(&self) {
+        self.swallows.store(true, Ordering::SeqCst);
+    }
+
+    async fn swallow(&self, append: Append) -> Result<Outcome, Failure> {
+        let head = self.honest.head(self.caller).await?;
+        let mut own = self.own.lock().expect("no test panics here");
+        let (position, chain) = own.unwrap_or((head.size, LedgerHash(head.chain)));
+        let Append { submission: Submission { p, sig, .. }, .. } = append;
+        let record = write_line(position, &chain, head.t, &p, &sig).expect("a record");
+        let hash = Line::parse(&record).expect("a record").hash();
+        *own = Some((Position(position.0 + 1), hash));
+        Ok(Outcome::Accepted { position, record })
+    }
+
     async fn pass_on(&self, follow: Follow) -> Result<Page, Failure> {
         let mut page = self.honest.follow(self.caller, follow).await?;
         if self.spoils.load(Ordering::SeqCst) {
@@ -370,10 +398,7 @@ impl Sequencing for Liar {
         Some(PeerId(9))
     }
     fn head(&self) -> Head {
-        let asked = self.honest.head(self.caller);
-        let head =
-            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asked));
-        head.expect("it has records")
+        wait_here(self.honest.head(self.caller)).expect("it has records")
     }
     fn published(&self) -> Option<Position> {
         None
@@ -383,7 +408,10 @@ impl Sequencing for Liar {
             self.holds_one.notify_one();
             return Box::pin(std::future::pending());
         }
-        Box::pin(self.honest.append(self.caller, append))
+        match self.swallows.load(Ordering::SeqCst) {
+            true => Box::pin(self.swallow(append)),
+            false => Box::pin(self.honest.append(self.caller, append)),
+        }
     }
     fn open_session(&self, _: PrincipalId, open: OpenSession) -> Answering<'_, SessionOpened> {
         Box::pin(self.honest.open_session(self.caller, open))
@@ -395,6 +423,9 @@ impl Sequencing for Liar {
         Box::pin(self.honest.heartbeat(self.caller, beat))
     }
     fn follow(&self, _: PrincipalId, follow: Follow) -> Answering<'_, Page> {
+        if self.swallows.load(Ordering::SeqCst) {
+            return Box::pin(std::future::pending());
+        }
         match self.lies.load(Ordering::SeqCst) {
             true => Box::pin(self.lie(follow)),
             false => Box::pin(self.hold_back(follow)),
@@ -407,8 +438,7 @@ impl Sequencing for Liar {
         Box::pin(async { Ok(None) })
     }
     fn answer(&self, _: PrincipalId, query: Query) -> Result<Answer, Failure> {
-        let asked = self.honest.query(self.caller, query);
-        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asked))
+        wait_here(self.honest.query(self.caller, query))
     }
     fn genesis(&self) -> Vec<u8> {
         Vec::new()

@@ -7,11 +7,13 @@ use liar::{Liar, World};
 use mictlan::id::{Ino, Name};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::FileKind;
+use mictlan_daemon::volume::Volume;
 use mictlan_mount::options::Options;
 use mictlan_mount::vfs::{Caller, Found, Make, OpenHow, Vfs, WriteAt};
 use mictlan_tests::harness::{DEADLINE, Home, wait_until};
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 const WHO: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -139,6 +141,98 @@ async fn a_look_is_answered_when_the_follower_has_what_it_waits_for() {
         "nothing is there"
     );
     world.end().await;
+}
+
+/// A mount with threads of its own, which end when it is dropped, as those of a process that is
+/// killed.
+fn killable() -> tokio::runtime::Runtime {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    threads.worker_threads(2).enable_all().build().expect("threads")
+}
+
+/// More than one file of the journal has.
+const MUCH: usize = 10;
+
+fn content(n: usize) -> Vec<u8> {
+    (0..1_000_000).map(|at: usize| ((at * (n + 3)) >> 4) as u8).collect()
+}
+
+/// Writes, closes and fsyncs files that the leader calls ordered, and no other voter ever has.
+async fn fsync_what_is_swallowed(volume: &Arc<Volume>, liar: &Liar) {
+    let how = OpenHow { read: true, write: true, ..OpenHow::default() };
+    volume.clone().fsync(Ino::ROOT, None).await.expect("committed");
+    liar.swallows_what_it_accepts();
+    for n in 0..MUCH {
+        let name = name(&format!("file-{n}"));
+        let made = volume.clone().create(WHO, Ino::ROOT, name, file(), how, true).await;
+        let (attr, _, opened) = made.expect("a new file");
+        let data = content(n).into();
+        let write = WriteAt { offset: 0, append: false, kill_privileges: false, data };
+        volume.clone().write(WHO, attr.ino, opened.handle, write).await.expect("written");
+        volume.clone().flush(attr.ino, opened.handle).await.expect("closed");
+        volume.clone().fsync(attr.ino, None).await.expect("it is called committed");
+    }
+}
+
+async fn nothing_is_missing(volume: &Arc<Volume>) {
+    for n in 0..MUCH {
+        assert!(content_of(volume, &format!("file-{n}")).await == content(n), "file {n}");
+    }
+}
+
+async fn content_of(volume: &Arc<Volume>, of: &str) -> Vec<u8> {
+    let found = volume.clone().lookup(WHO, Ino::ROOT, name(of)).await;
+    let Ok(Found::Here { attr, .. }) = found else { panic!("{of} is not there") };
+    let how = OpenHow { read: true, ..OpenHow::default() };
+    let opened = volume.clone().open(WHO, attr.ino, how).await.expect("it is opened");
+    let read = volume.clone().read(attr.ino, opened.handle, 0, 1 << 20).await;
+    read.expect("it is read").to_vec()
+}
+
+#[test]
+fn what_a_leader_only_called_ordered_is_in_the_journal_when_that_comes_out() {
+    let here = killable();
+    let world = here.block_on(World::found());
+    let mount = killable();
+    mount.block_on(async {
+        let liar = Liar::of(&world);
+        let volume = world.mount(&liar).await;
+        fsync_what_is_swallowed(&volume, &liar).await;
+        let found_out = async {
+            // The voters sign a log that has something else in that place.
+            world.order_a_note().await;
+            while volume.troubles().first().map(|trouble| trouble.code) != Some("contradiction") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, found_out).await.expect("it comes out");
+        assert_eq!(volume.end().await, Err(FsError::Io), "it is not called committed");
+    });
+    mount.shutdown_background();
+    here.block_on(async {
+        let volume = world.mount(&Liar::of(&world)).await;
+        nothing_is_missing(&volume).await;
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_mount_that_ends_asks_most_voters_for_what_it_was_told_last() {
+    let here = killable();
+    let world = here.block_on(World::found());
+    let mount = killable();
+    mount.block_on(async {
+        let liar = Liar::of(&world);
+        let volume = world.mount(&liar).await;
+        fsync_what_is_swallowed(&volume, &liar).await;
+        assert!(volume.end().await.is_err(), "most voters do not have it");
+    });
+    mount.shutdown_background();
+    here.block_on(async {
+        let volume = world.mount(&Liar::of(&world)).await;
+        nothing_is_missing(&volume).await;
+        world.end().await;
+    });
 }
 
 #[test]

@@ -30,6 +30,8 @@ use std::sync::{Mutex, MutexGuard};
 pub const BYTES_MAX: u64 = 1 << 30;
 /// A segment that is larger is followed by a new one.
 const SEGMENT_BYTES: u64 = 8 << 20;
+/// So much is kept of what no checkpoint covers yet, beside what is not committed.
+const UNPROVEN_BYTES: u64 = 64 << 20;
 const LOCK: &str = "lock";
 /// Says that whoever has the lock is about to end.
 const ENDING: &str = "ending";
@@ -107,6 +109,8 @@ struct State {
     next: Seq,
     /// Everything before this is of no more use.
     settled: Seq,
+    /// From here on no checkpoint covers what is in it.
+    unproven: Option<Seq>,
     /// The disk refused a change since the last one was taken in.
     short: bool,
     next_segment: u64,
@@ -140,6 +144,7 @@ impl Journal {
             owed: 0,
             next: Seq(1),
             settled: Seq(1),
+            unproven: None,
             short: false,
             next_segment: 2,
             keeps_all: false,
@@ -232,6 +237,7 @@ impl Journal {
         let is_settled = state.settled >= state.next && !state.segment.is_empty();
         if state.segment.make_room(wanted).is_err() {
             state.short = true;
+            self.remove_settled(state)?;
             if is_settled {
                 self.begin_anew(state)?;
             }
@@ -297,13 +303,15 @@ impl Journal {
         self.state().keeps_all = keep;
     }
 
-    /// Everything before `until` is committed or of no use any more: whole segments of it go.
-    pub fn trim(&self, until: Seq) -> Result<(), JournalError> {
+    /// Everything before `until` is committed or of no use any more: whole segments of it go. What
+    /// is `unproven` stays for longer, as long as there is little else.
+    pub fn trim(&self, until: Seq, unproven: Option<Seq>) -> Result<(), JournalError> {
         let mut state = self.state();
         if state.keeps_all {
             return Ok(());
         }
         state.settled = state.settled.max(until);
+        state.unproven = unproven;
         if until >= state.next {
             state.owed = 0;
             let large = state.segment.bytes() >= SEGMENT_BYTES;
@@ -315,10 +323,16 @@ impl Journal {
     }
 
     fn remove_settled(&self, state: &mut State) -> Result<(), JournalError> {
+        let State { older, older_owed, settled, .. } = state;
+        for older in older.iter_mut().take_while(|older| older.until <= *settled) {
+            *older_owed -= std::mem::take(&mut older.owed);
+        }
         while state.older.front().is_some_and(|older| older.until <= state.settled) {
+            if state.older.front().is_some_and(|older| state.keeps_unproven(older)) {
+                break;
+            }
             let Some(older) = state.older.pop_front() else { break };
             state.older_bytes -= older.bytes;
-            state.older_owed -= older.owed;
             remove(&older.path)?; // crash here: its commits are known to the sequencer
         }
         Ok(())
@@ -351,6 +365,12 @@ impl State {
     /// Room that is kept for commits alone.
     fn kept(&self) -> u64 {
         RESERVE_BYTES + self.older_owed + self.owed
+    }
+
+    /// Whether a settled segment stays until a checkpoint covers it.
+    fn keeps_unproven(&self, older: &Older) -> bool {
+        let is_covered = self.unproven.is_none_or(|unproven| older.until <= unproven);
+        !is_covered && !self.short && self.older_bytes + self.segment.bytes() <= UNPROVEN_BYTES
     }
 
     /// What counts against `BYTES_MAX`.
@@ -388,111 +408,4 @@ fn remove_dir(dir: &Path) -> Result<(), JournalError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use mictlan::id::{Attempt, Ino};
-    use mictlan::meta::inode::Stamp;
-    use mictlan::seal::{Principal, Secret};
-
-    const ABOUT: About = About { volume: VolumeId([3; 16]), session: SessionId(5) };
-
-    fn data(offset: u64, len: usize) -> Entry {
-        let bytes = vec![7; len];
-        let (base, mtime) = (None, Stamp::default());
-        Entry::Data { base, ino: Ino(9), offset, mtime, kill_priv: false, bytes }
-    }
-
-    fn world() -> (tempfile::TempDir, PathBuf, Principal) {
-        let temp = tempfile::tempdir().expect("a temporary directory");
-        let dir = temp.path().join("one");
-        (temp, dir, Principal::from_seed(Secret::from_bytes([1; 32])))
-    }
-
-    fn left(parent: &Path, key: &Principal) -> (Vec<Left>, usize) {
-        let mut strange = Vec::new();
-        let found = Left::find(parent, key, &mut strange).expect("readable");
-        (found, strange.len())
-    }
-
-    #[test]
-    fn a_killed_mount_leaves_all_that_it_journaled_to_its_heir() {
-        let (temp, dir, key) = world();
-        let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
-        let proposed = Entry::Proposed { attempt: Attempt(1), n: 1, until: Seq(2) };
-        for entry in [data(0, 10), data(10, 5_000_000), proposed.clone()] {
-            journal.take_in(&entry).expect("appended");
-        }
-        assert!(left(temp.path(), &key).0.is_empty(), "a living mount's journal is its own");
-        drop(journal);
-        let (found, _) = left(temp.path(), &key);
-        assert_eq!(found[0].about, ABOUT);
-        let seqs: Vec<u64> = found[0].entries.iter().map(|(seq, _)| seq.0).collect();
-        assert_eq!((seqs, &found[0].entries[2].1), (vec![1, 2, 3], &proposed));
-        assert_eq!(found[0].unread_bytes, 0);
-    }
-
-    #[test]
-    fn a_journal_gives_its_space_back_when_all_is_committed() {
-        let (temp, dir, key) = world();
-        let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
-        for n in 0..4 {
-            journal.take_in(&data(n, 4 << 20)).expect("appended");
-        }
-        journal.trim(Seq(2)).expect("trimmed");
-        assert!(journal.bytes() > 12 << 20, "entry 2 shares a file with the first");
-        journal.trim(Seq(4)).expect("trimmed");
-        assert!(journal.bytes() < 12 << 20, "entries 1 and 2 are gone, 4 is pending");
-        journal.trim(Seq(5)).expect("trimmed");
-        assert!(journal.bytes() < 4096);
-        journal.take_in(&data(9, 9)).expect("appended");
-        drop(journal);
-        assert_eq!(left(temp.path(), &key).0[0].entries, [(Seq(5), data(9, 9))]);
-    }
-
-    #[test]
-    fn a_journal_that_keeps_all_gives_nothing_back_until_it_need_not() {
-        let (_temp, dir, key) = world();
-        let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
-        journal.keep_all(true);
-        for n in 0..4 {
-            journal.take_in(&data(n, 4 << 20)).expect("appended");
-        }
-        journal.trim(Seq(5)).expect("nothing to do");
-        assert!(journal.bytes() > 16 << 20);
-        journal.keep_all(false);
-        journal.trim(Seq(5)).expect("trimmed");
-        assert!(journal.bytes() < 4096);
-    }
-
-    #[test]
-    fn a_torn_or_flipped_entry_ends_the_journal_and_is_reported() {
-        let (temp, dir, key) = world();
-        let journal = Journal::create(&dir, ABOUT, key.public()).expect("created");
-        for n in 0..3 {
-            journal.take_in(&data(n, 100)).expect("appended");
-        }
-        drop(journal);
-        let file = path(&dir, 1);
-        let whole = std::fs::read(&file).expect("readable");
-        let mut flipped = whole.clone();
-        let at = flipped.len() - 200;
-        flipped[at] ^= 1;
-        for (bytes, kept) in [(&whole[..whole.len() - 1], 2), (&flipped[..], 1)] {
-            std::fs::write(&file, bytes).expect("written");
-            let (found, _) = left(temp.path(), &key);
-            assert_eq!(found[0].entries.len(), kept);
-            assert!(found[0].unread_bytes > 0);
-        }
-    }
-
-    #[test]
-    fn another_key_cannot_read_it_and_does_not_remove_it() {
-        let (temp, dir, key) = world();
-        drop(Journal::create(&dir, ABOUT, key.public()).expect("created"));
-        let other = Principal::from_seed(Secret::from_bytes([2; 32]));
-        assert_eq!((left(temp.path(), &other).0.len(), left(temp.path(), &other).1), (0, 1));
-        assert!(dir.exists());
-        let secret = std::fs::read(path(&dir, 1)).expect("readable");
-        assert!(!secret.windows(4).any(|w| w == [7; 4]));
-    }
-}
+mod tests;
