@@ -105,6 +105,7 @@ impl Here {
         .await?;
         let known = sequencer.with_state(|state| state.head().size).unwrap_or(0);
         if store.stat().opened.made && known > 0 && !options.founding {
+            store.is_in_place_of_another();
             tracing::warn!(
                 records = known,
                 "this peer's store is new and empty, and the peer is not: the copies that it had \

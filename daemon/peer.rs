@@ -487,6 +487,7 @@ pub fn store_status(store: &Store) -> StoreStatus {
         used_bytes: stat.used,
         chunks: stat.chunks,
         damaged_chunks: stat.damaged,
+        is_new: stat.is_new,
         out_of_service: stat.out_of_service.map(|why| why.to_string()),
     }
 }

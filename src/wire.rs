@@ -414,6 +414,8 @@ pub struct StoreStatus {
     pub chunks: u64,
     /// Of these, found damaged and not replaced yet: they are not served.
     pub damaged_chunks: u64,
+    /// It began empty, under a peer that had one before.
+    pub is_new: bool,
     /// Why it takes no chunks any more, when it does not.
     pub out_of_service: Option<String>,
 }

@@ -64,6 +64,7 @@ impl Liar {
             used_bytes: 0,
             chunks: 0,
             damaged_chunks: 0,
+            is_new: false,
             out_of_service: None,
         };
         let id = PeerId(serve.id);

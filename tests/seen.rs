@@ -134,3 +134,26 @@ fn a_peer_that_goes_and_comes_back_is_told_with_its_time() {
     }
     alice.unmount(&dir);
 }
+
+#[test]
+fn a_store_that_was_lost_and_one_that_is_full_are_named() {
+    let three = Three::start();
+    let told = |code: &str| {
+        let report = three.peers[0].home.run(&["status", "--json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("one JSON object");
+        let problems = report["problems"].as_array().expect("a list").clone();
+        let said = problems.iter().find(|problem| problem["code"] == code);
+        said.map(|problem| problem["what"].to_string()).unwrap_or_default()
+    };
+    assert_eq!((told("store-new"), told("store-full")), Default::default());
+    three.peers[2].kill();
+    fs::remove_dir_all(three.peers[2].data().join("store")).expect("removed");
+    three.peers[2].serve();
+    wait_until("the empty store is told", || told("store-new").contains("peer 3 "));
+    assert_eq!(told("store-full"), "");
+    // Less than the smallest piece of room that is lent to anybody.
+    three.peers[1].kill();
+    three.peers[1].offer("1M");
+    wait_until("the full store is told", || told("store-full").contains("peer 2 "));
+    assert!(told("store-new").contains("peer 3 "));
+}

@@ -93,6 +93,7 @@ mod tests {
             used_bytes,
             chunks: 0,
             damaged_chunks: 0,
+            is_new: false,
             out_of_service: None,
         }
     }

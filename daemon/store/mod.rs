@@ -47,6 +47,7 @@ use mictlan::hash;
 use mictlan::id::{ChunkId, NetworkId, PeerId, TimeMs};
 use read::Files;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use writer::{Request, Writer};
@@ -104,7 +105,7 @@ pub enum WriteError {
     TooMany { count: usize },
     #[error(
         "the store is full: {asked} bytes asked for, {used} of {space} used, {reserve} kept in \
-         reserve; raise --capacity, free disk space, or add a peer"
+         reserve; free disk space, raise --capacity, or add a peer"
     )]
     Full { asked: u64, used: u64, space: u64, reserve: u64 },
     #[error(
@@ -203,6 +204,8 @@ pub struct Stat {
     pub space: u64,
     /// The part of `space` that only the ledger's own chunks may use.
     pub reserve: u64,
+    /// It was empty when it was opened, and its peer had another before.
+    pub is_new: bool,
     /// Why it takes no writes, if it does not.
     pub out_of_service: Option<WriteError>,
     /// What was found when it was opened.
@@ -229,6 +232,7 @@ pub struct Store {
     queue: Option<mpsc::Sender<Request>>,
     waiting: Arc<Semaphore>,
     opened: OpenReport,
+    is_new: AtomicBool,
     writer: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -260,8 +264,14 @@ impl Store {
             queue: Some(queue),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             opened: healed.report,
+            is_new: AtomicBool::new(false),
             writer: Some(thread),
         })
+    }
+
+    /// Whoever opened it knows that its peer had another, which is gone.
+    pub fn is_in_place_of_another(&self) {
+        self.is_new.store(true, Ordering::Relaxed);
     }
 
     /// Stores chunks, or stamps those already here; all durable when it returns. A request is
@@ -347,6 +357,7 @@ impl Store {
             used: totals.used,
             space: room.space,
             reserve: room.reserve,
+            is_new: self.is_new.load(Ordering::Relaxed),
             out_of_service: self.shared.failure.get().cloned(),
             opened: self.opened.clone(),
         }

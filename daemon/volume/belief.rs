@@ -397,7 +397,12 @@ impl Volume {
                 "{owed} chunks are durable and not yet at all their copies; this mount tries at \
                  least every minute, until the peers that were away have them or it ends"
             );
-            tell("copies-owed", false, what, "start the silent peers: mictlan serve");
+            tell(
+                "copies-owed",
+                false,
+                what,
+                "start the silent peers, make room on the full ones: mictlan status",
+            );
         }
         found
     }

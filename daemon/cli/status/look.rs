@@ -172,6 +172,7 @@ fn line(info: &PeerInfo, status: Result<Status, Silence>) -> PeerLine {
         used_bytes: store.as_ref().map(|store| store.used_bytes),
         chunks: store.as_ref().map(|store| store.chunks),
         damaged_chunks: store.as_ref().map_or(0, |store| store.damaged_chunks),
+        store_is_new: store.as_ref().is_some_and(|store| store.is_new),
         records: head.map(|head| head.size.0),
         published: published.map(|size| size.0),
         copies_missing,

@@ -10,6 +10,7 @@
 //! | `peer-silent` | a peer did not answer |
 //! | `store-out` | a peer's store takes no writes |
 //! | `store-full` | a peer's store is nearly full |
+//! | `store-new` | a peer began with an empty store, and had another before |
 //! | `damaged-chunks` | a peer has chunks that are damaged, and serves them no more |
 //! | `few-peers` | a volume wants more copies than there are peers |
 //! | `unpublished` | records wait for cosignatures |
@@ -37,6 +38,7 @@ use super::error::CliError;
 use super::{advice, log, runtime};
 use crate::config::{Config, Paths};
 use clap::{Args, Subcommand};
+use mictlan::cluster::credit::{self, GRANT_MIN};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -110,6 +112,8 @@ pub struct PeerLine {
     pub chunks: Option<u64>,
     /// Found damaged on its disk and not replaced yet.
     pub damaged_chunks: u64,
+    /// It began empty, under a peer that had one before.
+    pub store_is_new: bool,
     /// How far it has followed the ledger, and how far that is under a checkpoint that it proved.
     pub records: Option<u64>,
     pub published: Option<u64>,
@@ -312,7 +316,9 @@ impl Report {
                 "peer {id} ({name}) has {chunks} chunks of which it did not find all copies; it \
                  makes them when the peers that lack them answer, and looks again within a minute"
             ),
-            next: "start the peers that are away: mictlan serve; see: mictlan peer ls".to_owned(),
+            next: "start the peers that are away: mictlan serve; make room on those that are full; see: \
+                   mictlan peer ls"
+                .to_owned(),
             severe: false,
         })
     }
@@ -359,12 +365,32 @@ impl PeerLine {
             });
         }
         if let (Some(used), Some(capacity)) = (self.used_bytes, self.capacity_bytes)
-            && used >= capacity / 20 * 19
+            && (used >= capacity / 20 * 19 || credit::for_content(capacity, used) < GRANT_MIN)
         {
             found.push(Problem {
                 code: "store-full",
-                what: format!("peer {id} ({name}): {used} of {capacity} bytes are used"),
-                next: "on its machine: mictlan serve --capacity SIZE, or add a peer".to_owned(),
+                what: format!(
+                    "peer {id} ({name}): {used} of {capacity} bytes are used: it takes no more \
+                     content, or soon none; what is written has fewer copies"
+                ),
+                next:
+                    "make room on its disk, or on its machine: mictlan serve --capacity SIZE; or \
+                       add a peer"
+                        .to_owned(),
+                severe: true,
+            });
+        }
+        if self.store_is_new {
+            found.push(Problem {
+                code: "store-new",
+                what: format!(
+                    "peer {id} ({name}) began with an empty store, though it had one: the copies \
+                     that it had are gone, and what was written before has those of other peers"
+                ),
+                next: "if its disk is only not mounted: stop it, mount the disk, start it again; \
+                       else copies are made where the same bytes are written again: \
+                       cat FILE > FILE.new && mv FILE.new FILE"
+                    .to_owned(),
                 severe: true,
             });
         }
