@@ -60,10 +60,12 @@ pub enum RaftCall {
     Bundle,
     /// How a voter stands, for one whose log is not complete.
     Stand,
+    /// What a voter has on its disk, for one that starts.
+    Recall,
 }
 
 impl RaftCall {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Vote,
         Self::Append,
         Self::Heartbeat,
@@ -72,6 +74,7 @@ impl RaftCall {
         Self::Published,
         Self::Bundle,
         Self::Stand,
+        Self::Recall,
     ];
 
     /// The last part of its route.
@@ -85,6 +88,7 @@ impl RaftCall {
             RaftCall::Published => "published",
             RaftCall::Bundle => "bundle",
             RaftCall::Stand => "stand",
+            RaftCall::Recall => "recall",
         }
     }
 }

@@ -106,5 +106,6 @@ fn wire(call: Call) -> RaftCall {
         Call::Published => RaftCall::Published,
         Call::Bundle => RaftCall::Bundle,
         Call::Stand => RaftCall::Stand,
+        Call::Recall => RaftCall::Recall,
     }
 }

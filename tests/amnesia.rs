@@ -5,7 +5,7 @@ use mictlan_daemon::store::durable::rename;
 use mictlan_tests::harness::{Home, wait_until};
 use mictlan_tests::three::{Peer, Three, write_through};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn status(home: &Home) -> serde_json::Value {
@@ -90,6 +90,98 @@ fn a_voter_with_an_empty_disk_does_not_vote_a_commit_away() {
     assert_eq!(fs::read(dir.join("precious")).expect("it is there"), b"precious");
     write_through(&dir.join("last"), b"last").expect("on its peers");
     alice.unmount(&dir);
+}
+
+/// Makes `peer`'s directory what it was when `older` was copied; the peer does not run.
+fn put_back(peer: &Peer, older: &Path) {
+    fs::remove_dir_all(peer.data()).expect("removed");
+    copy(older, &peer.data());
+}
+
+/// Copies the directories of peers that start again afterwards.
+fn keep_copies<'a>(peers: &[&'a Peer]) -> Vec<(&'a Peer, PathBuf)> {
+    let keep = |peer: &&'a Peer| {
+        let older = peer.home.path().join("older");
+        peer.kill();
+        copy(&peer.data(), &older);
+        peer.serve();
+        (*peer, older)
+    };
+    peers.iter().map(keep).collect()
+}
+
+/// One voter's directory is an older copy and one voter was away, and who leads is away when both
+/// start: the two are a majority, and must not go on without what only the leader has.
+#[test]
+fn an_older_copy_put_back_does_not_vote_commits_away() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount_with("mnt", &["-o", "deadline=60"]);
+    write_through(&dir.join("first"), b"first").expect("on its peers");
+    three.wait_level(&[0, 1, 2]);
+    let [leader, away, loser] = roles(&three, &alice);
+    let kept = keep_copies(&[loser]);
+    write_through(&dir.join("second"), b"second").expect("on its peers");
+    three.wait_level(&[0, 1, 2]);
+    away.kill();
+    for n in 0..5 {
+        write_through(&dir.join(format!("precious-{n}")), b"precious").expect("on two peers");
+    }
+    loser.kill();
+    put_back(loser, &kept[0].1);
+    leader.kill();
+    let before = told(loser);
+    loser.serve_until("serving");
+    away.serve_until("serving");
+    wait_told(loser, &before, "is a copy");
+    wait_told(loser, &before, "it grants no vote");
+    assert!(status(&alice)["leader"].is_null(), "{}", away.home.log());
+    leader.serve();
+    for n in 0..5 {
+        let file = dir.join(format!("precious-{n}"));
+        wait_until("it is there", || fs::read(&file).is_ok_and(|bytes| bytes == b"precious"));
+    }
+    write_through(&dir.join("later"), b"later").expect("on its peers");
+    wait_told(loser, &before, "it can vote");
+    three.wait_level(&[0, 1, 2]);
+    assert!(leader.runs(), "{}", leader.home.log());
+    alice.unmount(&dir);
+}
+
+/// More voters went back than the network bears, and somebody says that their copies are all that
+/// there is: who has applied more ends, with a reason, and changes nothing.
+#[test]
+fn who_has_applied_what_the_others_forgot_ends_and_says_that_there_are_two_histories() {
+    let three = Three::start();
+    let alice = three.user("alice");
+    let dir = alice.mount_with("mnt", &["-o", "deadline=60"]);
+    write_through(&dir.join("first"), b"first").expect("on its peers");
+    three.wait_level(&[0, 1, 2]);
+    let [knows, one, other] = roles(&three, &alice);
+    let bob = three.user("bob");
+    let kept = keep_copies(&[one, other]);
+    for n in 0..5 {
+        write_through(&dir.join(format!("new-{n}")), b"new").expect("on its peers");
+    }
+    alice.unmount(&dir);
+    three.wait_level(&[0, 1, 2]);
+    knows.kill();
+    for (peer, older) in &kept {
+        peer.kill();
+        put_back(peer, older);
+        fs::remove_file(peer.data().join("sequencer/place")).expect("it was noted");
+    }
+    kept.iter().for_each(|(peer, _)| peer.serve_until("serving"));
+    let file = bob.path().join("file");
+    fs::write(&file, "another history").expect("written");
+    let file = file.to_str().expect("a name");
+    wait_until("they go on without it", || bob.run(&["put", file, "/another"]).status.success());
+    let (before, log) = (told(knows), knows.data().join("sequencer/wal"));
+    knows.serve_until("serving");
+    assert_eq!(knows.ended(), Some(8), "{}", knows.home.log());
+    assert!(told(knows)[before.len()..].contains("two histories"), "{}", knows.home.log());
+    assert!(log.exists());
+    assert!(kept.iter().all(|(peer, _)| peer.runs()), "{}", one.home.log());
 }
 
 #[test]

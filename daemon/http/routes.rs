@@ -334,7 +334,7 @@ async fn raft(
     app.peer.may_vote(caller)?;
     let (body, _held) = match call {
         // A term is lost if these wait behind entries.
-        RaftCall::Heartbeat | RaftCall::Vote | RaftCall::Stand => {
+        RaftCall::Heartbeat | RaftCall::Vote | RaftCall::Stand | RaftCall::Recall => {
             (bodies::small(&app, body, URGENT_BYTES_MAX).await?, None)
         }
         _ => {

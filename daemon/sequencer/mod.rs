@@ -58,7 +58,7 @@ use publish::Publisher;
 use raft::guard::Guard;
 use raft::log::LogStore;
 use raft::machine::{Applied, Machine};
-use raft::network::{Network, Piece, is_from, piece_answer, unpack};
+use raft::network::{Network, Piece, is_from, pack, piece_answer, unpack};
 use raft::{LogId, Raft, SnapshotMeta};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
@@ -87,6 +87,7 @@ pub struct Sequencer {
     me: PeerId,
     raft: Raft,
     guard: Arc<Guard>,
+    log: LogStore,
     applied: Arc<Applied>,
     clocks: Arc<Clocks>,
     transport: Arc<dyn RaftTransport>,
@@ -119,12 +120,21 @@ impl Sequencer {
         open::nothing_is_gone(&options.dir, &log, &applied, &publisher).await?;
         let network = Network { transport: transport.clone(), clocks: clocks.clone() };
         let machine = Machine { applied: applied.clone() };
-        let config = raft::config(options.limits.entries_per_snapshot, !guard.lacks());
-        let raft = Raft::new(options.me.0, config, network, log, machine)
+        let voters = raft::machine::voters(&log, &machine).await;
+        let asks = guard.ask_first(voters.map_err(|e| OpenError::Unreadable(e.to_string()))?)?;
+        if asks {
+            log.lead_no_longer(options.me.0);
+        }
+        let elects = !guard.lacks() && !asks;
+        let config = raft::config(options.limits.entries_per_snapshot, elects);
+        let raft = Raft::new(options.me.0, config, network, log.clone(), machine)
             .await
             .map_err(|e| OpenError::Raft(e.to_string()))?;
         if guard.lacks() {
             tokio::spawn(guard.clone().catch_up(raft.clone()));
+        }
+        if asks {
+            tokio::spawn(guard.clone().recall(raft.clone(), log.clone(), applied.clone()));
         }
         let (proposals, queue) = mpsc::channel(propose::WAITING_MAX);
         let proposer = Proposer {
@@ -139,6 +149,7 @@ impl Sequencer {
             me: options.me,
             raft,
             guard,
+            log,
             applied,
             clocks,
             transport,
@@ -273,8 +284,11 @@ impl Sequencer {
         changed.map_err(membership_error).map(drop)
     }
 
-    /// Who led when last heard of.
+    /// Who led when last heard of; nobody while this voter asks what it missed.
     pub fn leader(&self) -> Option<PeerId> {
+        if self.guard.asks() {
+            return None;
+        }
         self.raft.metrics().borrow().current_leader.map(PeerId)
     }
 
@@ -346,6 +360,10 @@ impl Sequencer {
             }
             Call::Snapshot => self.receive(from, unpack(body)?).await,
             Call::Stand => self.guard.stand(&self.raft, from, body).await,
+            Call::Recall => {
+                unpack::<()>(body)?;
+                Ok(pack(&self.guard.known(&self.raft, &self.log, &self.applied)))
+            }
             Call::Bundle => catch_up::answer(&self.applied.files, body),
             Call::Cosign => Ok(Bytes::from(self.publisher.cosign(body).await?)),
             Call::Published => {

@@ -370,6 +370,7 @@ impl From<RaftCall> for Call {
             RaftCall::Published => Call::Published,
             RaftCall::Bundle => Call::Bundle,
             RaftCall::Stand => Call::Stand,
+            RaftCall::Recall => Call::Recall,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What a voter may answer when it has lost its log, or never had one, and when histories differ.
+//! What a voter may answer when it has lost its log, or never had one, while it asks the others what
+//! it had (`recall`), and when histories differ.
 //!
 //! Owns: the mark on disk that says that the log is not complete yet; what is refused meanwhile.
 //! Never: grants a vote, or takes entries from a leader that could be an old one, by a log that has
@@ -10,19 +11,22 @@
 //! quorum with it one other voter is among those who were asked (`enough`), and it has promised
 //! nothing to a newer leader: so the leader that they know has all of it.
 
+use super::log::LogStore;
+use super::machine::Applied;
 use super::network::{Call, CallError, RaftTransport, pack, unpack};
+use super::recall::{self, Known, Recall, Verdict, Voters};
 use super::{LogId, Raft, Types, Vote};
 use crate::store::durable::{self, DiskError};
 use bytes::Bytes;
 use futures::future::join_all;
 use mictlan::id::PeerId;
 use openraft::RaftLogId;
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 const FILE_MODE: u32 = 0o600;
@@ -32,6 +36,8 @@ const MARK_TEXT: &str = "This voter's log is not complete: it grants no vote unt
 const STAND_WITHIN: Duration = Duration::from_millis(600);
 /// A leader's answer, who asks all others first.
 const VOUCH_WITHIN: Duration = Duration::from_secs(3);
+/// A voter's answer to one that starts, who can do nothing without it.
+const RECALL_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// "How do you stand?", or, to a leader, "ask the others whether they know a newer one".
@@ -58,12 +64,22 @@ struct Lack {
     asking: bool,
 }
 
+/// What is known while the others are asked what this voter had.
+struct Doubt {
+    recall: Recall,
+    verdict: Verdict,
+}
+
 pub struct Guard {
     me: PeerId,
+    dir: PathBuf,
     mark: PathBuf,
     transport: Arc<dyn RaftTransport>,
     /// Covers what is lacking; none when the log is complete. Held for no wait.
     lack: Mutex<Option<Lack>>,
+    /// Covers what others said since the start; none when this voter takes its full part as far
+    /// as they know. Held for no wait.
+    doubt: Mutex<Option<Doubt>>,
     /// Why this voter can go on no more.
     ended: watch::Sender<Option<String>>,
 }
@@ -87,8 +103,9 @@ impl Guard {
             durable::replace_file(&mark, FILE_MODE, MARK_TEXT.as_bytes())?;
         }
         let lack = is_marked(dir)?.then(Lack::default);
-        let (lack, ended) = (Mutex::new(lack), watch::Sender::new(None));
-        Ok(Arc::new(Self { me, mark, transport, lack, ended }))
+        let (dir, lack, doubt) = (dir.to_owned(), Mutex::new(lack), Mutex::default());
+        let ended = watch::Sender::new(None);
+        Ok(Arc::new(Self { me, dir, mark, transport, lack, doubt, ended }))
     }
 
     fn lack(&self) -> MutexGuard<'_, Option<Lack>> {
@@ -102,6 +119,7 @@ impl Guard {
 
     /// Nothing is missing: it is a new network's first log, or has caught up.
     pub fn is_complete(&self) -> Result<(), DiskError> {
+        recall::settle(&self.dir)?;
         durable::remove_file(&self.mark)?;
         *self.lack() = None;
         Ok(())
@@ -110,6 +128,7 @@ impl Guard {
     /// Whether entries or a snapshot may be taken from this leader. Where that is not known yet,
     /// it is asked, and the leader's next try finds the answer.
     pub fn may_follow(self: &Arc<Self>, from: PeerId, vote: Vote) -> Result<(), CallError> {
+        self.has_recalled()?;
         let mut lack = self.lack();
         let Some(lack) = lack.as_mut() else { return Ok(()) };
         if lack.vouched.is_some_and(|(known, _)| known == vote) {
@@ -137,7 +156,17 @@ impl Guard {
 
     /// Whether a vote may be granted. Without a complete log only to the other one of two voters:
     /// nothing was ever ordered without it.
-    pub async fn may_vote(&self, from: PeerId) -> Result<(), CallError> {
+    pub async fn may_vote(&self, from: PeerId, last: Option<LogId>) -> Result<(), CallError> {
+        let recalled = self.has_recalled().and_then(|floor| match floor {
+            Some(floor) if last < Some(floor) => {
+                Err(CallError::Refused(format!("others have entries up to {floor}")))
+            }
+            _ => Ok(()),
+        });
+        if let Err(why) = recalled {
+            tracing::info!(candidate = %from, %why, "it grants no vote");
+            return Err(why);
+        }
         if !self.lacks() {
             return Ok(());
         }
@@ -167,6 +196,7 @@ impl Guard {
     /// Answers another voter's `Call::Stand`.
     pub async fn stand(&self, raft: &Raft, from: PeerId, body: &[u8]) -> Result<Bytes, CallError> {
         let Stand { vouch } = unpack(body)?;
+        self.has_recalled()?;
         if self.lacks() {
             return Err(CallError::Refused("its own log is not complete".into()));
         }
@@ -235,6 +265,126 @@ impl Guard {
         tracing::info!("this peer's log is complete: it can vote");
     }
 
+    fn doubt(&self) -> MutexGuard<'_, Option<Doubt>> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins in doubt where there are others who may know more than the log says, unless it is
+    /// known to lack something.
+    pub fn ask_first(&self, voters: Voters) -> Result<bool, DiskError> {
+        if self.lacks() {
+            return Ok(false);
+        }
+        let recall = Recall::new(self.me.0, recall::is_copy(&self.dir)?, voters);
+        if !recall.has_others() {
+            recall::settle(&self.dir)?;
+            return Ok(false);
+        }
+        *self.doubt() = Some(Doubt { recall, verdict: Verdict::Ask });
+        Ok(true)
+    }
+
+    /// Whether others are asked still, and nobody is followed.
+    pub fn asks(&self) -> bool {
+        self.has_recalled().is_err()
+    }
+
+    /// Refuses while others are asked; then the entry that a candidate must have, if it is not in
+    /// this voter's own log yet.
+    fn has_recalled(&self) -> Result<Option<LogId>, CallError> {
+        match self.doubt().as_ref().map(|doubt| doubt.verdict) {
+            None | Some(Verdict::Whole) => Ok(None),
+            Some(Verdict::Behind(floor)) => Ok(Some(floor)),
+            Some(Verdict::Ask | Verdict::Promise(_)) => {
+                Err(CallError::Refused("it started, and asks the others what it had".into()))
+            }
+        }
+    }
+
+    /// What this voter has on its disk.
+    pub fn known(&self, raft: &Raft, log: &LogStore, applied: &Applied) -> Known {
+        let metrics = raft.metrics();
+        let voters = {
+            let metrics = metrics.borrow();
+            let (since, members) =
+                (*metrics.membership_config.log_id(), metrics.membership_config.membership());
+            Voters { since, sets: members.get_joint_config().clone() }
+        };
+        let (lacks, vote) = (self.lacks(), log.vote().unwrap_or_default());
+        Known { lacks, vote, last: log.last(), applied: applied.last_applied(), voters }
+    }
+
+    /// Asks the others until this voter may take its full part.
+    pub async fn recall(self: Arc<Self>, raft: Raft, log: LogStore, applied: Arc<Applied>) {
+        let mut told = None;
+        while raft.metrics().borrow().running_state.is_ok() {
+            let voters = self.known(&raft, &log, &applied).voters;
+            let asked = match &*self.doubt() {
+                Some(doubt) => doubt.recall.others(&voters),
+                None => return,
+            };
+            let asked = asked.into_iter().map(|id| self.recalled(PeerId(id)));
+            let answers = join_all(asked).await;
+            let own = self.known(&raft, &log, &applied);
+            let verdict = self.judge(&own, answers.into_iter().flatten());
+            match verdict {
+                Verdict::Whole => match self.recalled_all(&raft) {
+                    Ok(()) => return,
+                    Err(error) => tracing::error!(%error, "this voter does not vote yet"),
+                },
+                // Given to nobody who waits for it: the promise alone is what matters.
+                Verdict::Promise(vote) => {
+                    let _ = raft.vote(VoteRequest::new(vote, own.last)).await;
+                }
+                Verdict::Ask | Verdict::Behind(_) => {}
+            }
+            if told.replace(verdict) != Some(verdict) {
+                self.tell(verdict);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn recalled_all(&self, raft: &Raft) -> Result<(), DiskError> {
+        recall::settle(&self.dir)?;
+        *self.doubt() = None;
+        raft.runtime_config().elect(true);
+        tracing::info!("the others have nothing that this voter's log lacks: it can vote");
+        Ok(())
+    }
+
+    async fn recalled(&self, peer: PeerId) -> Option<(u64, Known)> {
+        let answer = self.transport.call(peer, Call::Recall, pack(&()), RECALL_WITHIN).await;
+        Some((peer.0, unpack(&answer.ok()?).ok()?))
+    }
+
+    fn judge(&self, own: &Known, answers: impl Iterator<Item = (u64, Known)>) -> Verdict {
+        let (mut doubt, now) = (self.doubt(), Instant::now());
+        let Some(doubt) = doubt.as_mut() else { return Verdict::Whole };
+        for (id, known) in answers {
+            doubt.recall.hear(id, known, now);
+        }
+        doubt.verdict = doubt.recall.judge(own, now);
+        doubt.verdict
+    }
+
+    fn tell(&self, verdict: Verdict) {
+        let copy = self.doubt().as_ref().is_some_and(|doubt| doubt.recall.is_copy());
+        match verdict {
+            Verdict::Ask if copy => tracing::warn!(
+                "{} is a copy, which may have forgotten what this voter acknowledged: it has no \
+                 vote until enough others say what they have",
+                self.dir.display()
+            ),
+            Verdict::Ask => tracing::info!("this voter waits for the others to say what they have"),
+            Verdict::Behind(entry) => tracing::info!(
+                "others have entries up to {entry}: until it has them, this voter does not stand \
+                 for election, and votes for nobody without them"
+            ),
+            Verdict::Promise(_) | Verdict::Whole => {}
+        }
+    }
+
     /// Refuses a leader whose log contradicts what is applied here: that history was ordered, so
     /// another one means that too many voters forgot it. No guess is made which one is right.
     pub fn refuse_another_history(
@@ -277,7 +427,7 @@ fn voters(raft: &Raft) -> Vec<BTreeSet<u64>> {
 
 /// Whether every quorum of each set has one of `known` beside the one that forgot: with `known`
 /// half of the voters, rounded up.
-fn enough(voters: &[BTreeSet<u64>], known: &BTreeSet<u64>) -> bool {
+pub(super) fn enough(voters: &[BTreeSet<u64>], known: &BTreeSet<u64>) -> bool {
     let has_half = |set: &BTreeSet<u64>| set.intersection(known).count() >= set.len().div_ceil(2);
     !voters.is_empty() && voters.iter().all(|set| !set.is_empty() && has_half(set))
 }

@@ -70,6 +70,24 @@ impl LogStore {
         index.last().is_none() && index.vote.is_none()
     }
 
+    /// The last entry.
+    pub fn last(&self) -> Option<LogId> {
+        self.index().last()
+    }
+
+    pub fn vote(&self) -> Option<Vote> {
+        self.index().vote
+    }
+
+    /// Who led before the start stands for election again. In memory: the vote itself stays.
+    pub fn lead_no_longer(&self, me: u64) {
+        if let Some(vote) = &mut self.index().vote
+            && vote.leader_id.node_id == me
+        {
+            vote.committed = false;
+        }
+    }
+
     /// What a snapshot has instead of the log.
     pub fn purged(&self) -> Option<LogId> {
         self.index().purged

@@ -6,6 +6,7 @@
 //! chunks that travelled with it are durable in this voter's store.
 
 use super::log::LogStore;
+use super::recall::Voters;
 use super::snapshot::{self, Content, SnapshotError, storage_error};
 use super::{Answers, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types};
 use crate::sequencer::catch_up;
@@ -198,6 +199,15 @@ impl Batch {
         let (line, tags) = (Bytes::copy_from_slice(record), tags.map(Bytes::from));
         self.records.push(Kept { position, line, tags, payload, inline });
     }
+}
+
+/// Who votes, as snapshot and log say before raft starts.
+pub async fn voters(log: &LogStore, machine: &Machine) -> Result<Voters, StorageError> {
+    let (mut log, mut machine) = (log.clone(), machine.clone());
+    let found = openraft::StorageHelper::new(&mut log, &mut machine).get_membership().await?;
+    let effective = found.effective();
+    let sets = effective.membership().get_joint_config().clone();
+    Ok(Voters { since: *effective.log_id(), sets })
 }
 
 /// Given to openraft; the only writer of `Applied`.

@@ -8,6 +8,7 @@ mod index;
 pub mod log;
 pub mod machine;
 pub mod network;
+pub mod recall;
 mod snapshot;
 pub mod wal;
 

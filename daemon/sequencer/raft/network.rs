@@ -51,12 +51,14 @@ pub enum Call {
     Bundle = 7,
     /// How a voter stands, for one whose log is not complete.
     Stand = 8,
+    /// What a voter has on its disk, for one that starts.
+    Recall = 9,
 }
 
 impl Call {
     pub fn parse(number: u8) -> Option<Self> {
         use Call::*;
-        [Append, Heartbeat, Vote, Snapshot, Cosign, Published, Bundle, Stand]
+        [Append, Heartbeat, Vote, Snapshot, Cosign, Published, Bundle, Stand, Recall]
             .into_iter()
             .find(|call| *call as u8 == number)
     }
@@ -242,7 +244,7 @@ pub async fn answer(
         Call::Vote => {
             let rpc: VoteRequest<u64> = unpack(body)?;
             is_from(from, &rpc.vote)?;
-            guard.may_vote(from).await?;
+            guard.may_vote(from, rpc.last_log_id).await?;
             let reply = raft.vote(rpc).await.map_err(|e| failed(&e))?;
             Ok(pack(&Timed { now: clocks.now(), reply }))
         }

@@ -3,6 +3,7 @@
 mod bench;
 mod gone;
 mod log;
+mod older;
 mod voters;
 mod wal;
 mod world;
