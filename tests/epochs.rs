@@ -179,3 +179,33 @@ fn an_interrupted_removal_is_in_nobody_s_way() {
     alice.ok(&["member", "rm", "dave"]);
     assert_eq!(forger::secrets_of(&alice, Epoch(4)), left);
 }
+
+/// Fails with `code` and says `part`.
+fn refused(home: &Home, arguments: &[&str], code: i32, part: &str) {
+    let output = home.run(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(code) && said.contains(part), "{arguments:?}: {said}");
+}
+
+#[test]
+fn a_member_who_is_disabled_is_refused_by_every_peer() {
+    let three = Three::start();
+    let (owner, bob) = (&three.peers[0].home, three.user("bob"));
+    let appends = ["ledger", "append", "--topic", "t", "1"];
+    let disable = ["member", "disable", "bob"];
+    refused(owner, &disable, 2, "first: mictlan member rm bob --volume main");
+    let said = owner.ok(&["member", "rm", "bob"]);
+    assert!(said.contains("next   mictlan member disable bob"), "{said}");
+    bob.ok(&appends);
+    bob.ok(&["ledger", "verify"]);
+    let said = owner.ok(&disable);
+    assert!(said.contains("every peer refuses that key"), "{said}");
+    for verb in [&appends[..], &["ledger", "verify"]] {
+        wait_until("the peers know it, and refuse", || bob.run(verb).status.code() == Some(5));
+    }
+    refused(owner, &disable, 2, "the actor bob is disabled; nothing was changed");
+    refused(owner, &["member", "add", "bob"], 2, "the actor bob is disabled");
+    refused(owner, &["member", "disable", "nobody"], 2, "nobody");
+    refused(owner, &["member", "disable", "default"], 2, "default is the last owner of main");
+    assert!(owner.ok(&["ledger", "verify"]).starts_with("good: "));
+}

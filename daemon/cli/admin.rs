@@ -15,7 +15,7 @@ use crate::identity::keyfile::{self, KeyError};
 use crate::volume::roster;
 use clap::Subcommand;
 use mictlan::id::{Epoch, Label, VolumeId};
-use mictlan::ledger::record::body::{Body, Revoke, Role};
+use mictlan::ledger::record::body::{Body, Disable, Revoke, Role};
 use mictlan::seal::{EpochSecrets, KeyRing, Secret};
 use mictlan::wire::{Answer, Member, Query};
 use serde_json::json;
@@ -50,13 +50,27 @@ pub enum MemberVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Take somebody's role in a volume away; nothing written afterwards is readable to them.
+    /// Take somebody's role in a volume away; nothing written afterwards is readable to them. What
+    /// they may do elsewhere in the network stays: see `disable`.
     Rm {
         name: String,
         #[arg(long, default_value = connect::DEFAULT_VOLUME)]
         volume: String,
         /// Why, for the ledger.
         #[arg(long, default_value = "removed")]
+        reason: String,
+        #[arg(long)]
+        network: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put somebody out of the network for ever: every peer refuses that key from its next request
+    /// on, and nothing that it signs is accepted. The name is not given again; what was written
+    /// stays. By the network's owner, or by oneself.
+    Disable {
+        name: String,
+        /// Why, for the ledger.
+        #[arg(long, default_value = "disabled")]
         reason: String,
         #[arg(long)]
         network: Option<String>,
@@ -95,7 +109,26 @@ pub fn member(verb: MemberVerb) -> Result<ExitCode, CliError> {
                 let epoch = remove(connected, &name, &volume, reason).await?;
                 match as_json {
                     true => println!("{}", json!({ "member": name, "epoch": epoch.0 })),
-                    false => println!("{name} is no member of {volume} from epoch {epoch} on"),
+                    false => {
+                        println!("{name} is no member of {volume} from epoch {epoch} on");
+                        println!(
+                            "next   mictlan member disable {name}   (until then that key still \
+                             reads the ledger and appends notes)"
+                        );
+                    }
+                }
+                Ok(())
+            })
+        }
+        MemberVerb::Disable { name, reason, network, json: as_json } => {
+            let name = label(&name)?;
+            connected(network, async |connected| {
+                disable(connected, &name, reason).await?;
+                match as_json {
+                    true => println!("{}", json!({ "disabled": name })),
+                    false => {
+                        println!("{name} is disabled: every peer refuses that key from now on")
+                    }
                 }
                 Ok(())
             })
@@ -157,6 +190,50 @@ async fn remove(
     let (member, volume) = (name.clone(), Some(id));
     author.append(Body::Revoke(Revoke { key_epoch: Some(epoch), member, reason, volume })).await?;
     Ok(epoch)
+}
+
+/// A name that is disabled is no member any more, so that no epoch could begin for its going: who
+/// can remove it from a volume does that first.
+async fn disable(connected: &Connected, name: &Label, reason: String) -> Result<(), CliError> {
+    let unchanged = |why: String| Err(CliError::Usage(format!("{why}; nothing was changed")));
+    let (roster, _) = roster(&connected.network, DEADLINE).await?;
+    if let Err(error) = roster.keys_of(name.as_str()) {
+        return unchanged(error.to_string());
+    }
+    if roster.peers().any(|(_, peer)| peer.name == *name) {
+        return unchanged(format!("{name} is a peer of the network, and no member"));
+    }
+    let actor = members::actor(connected).await?;
+    let Answer::Volumes(volumes) = connected.network.query(Query::Volumes, DEADLINE).await? else {
+        return Err(CliError::OtherAnswer);
+    };
+    for volume in volumes {
+        let members = members_of(connected, volume.id).await?;
+        let here = members.iter().any(|member| member.name == *name);
+        let owners = members.iter().filter(|member| member.role == Role::Owner);
+        let owners: Vec<&Label> = owners.map(|member| &member.name).collect();
+        let volume = volume.name;
+        if actor == *name && owners == [name] {
+            return unchanged(format!(
+                "{name} is the last owner of {volume}; give the role to another first: mictlan \
+                 member add OTHER --role owner --volume {volume}"
+            ));
+        }
+        if here && owners.contains(&&actor) {
+            return unchanged(format!(
+                "{name} is a member of {volume} and has its present secrets; first: mictlan member \
+                 rm {name} --volume {volume}"
+            ));
+        }
+    }
+    let author = Author {
+        network: &connected.network,
+        origin: connected.origin(),
+        actor,
+        principal: &connected.principal,
+    };
+    author.append(Body::Disable(Disable { name: name.clone(), reason })).await?;
+    Ok(())
 }
 
 fn with_new_secrets(present: &KeyRing, epoch: Epoch) -> KeyRing {
