@@ -3,7 +3,7 @@
 
 use mictlan_tests::harness::{Home, alive, output, wait_until};
 use mictlan_tests::three::{Three, addresses};
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -277,6 +277,28 @@ fn volumes_keys_and_members_are_made_and_listed() {
     assert!(home.ok(&["key", "ls"]).contains("alice"));
     assert!(home.ok(&["member", "ls", "--volume", "photos"]).contains("default"));
     refused(&home, &["member", "add", "bob"], 2, &["bob", "nothing was changed", "mictlan invite"]);
+}
+
+/// The secret of an invite in an argument is seen by every user of the machine.
+#[test]
+fn a_code_that_is_no_argument_is_read_from_standard_input() {
+    let (home, address) = (Home::new(), addresses(1).remove(0));
+    home.ok(&["init", "--listen", &address]);
+    home.start(&["serve"], "voting in");
+    let said = home.path().join("code");
+    for (name, arguments) in [("bob", &["join"][..]), ("carol", &["join", "-"])] {
+        let user = Home::new();
+        let join = || user.command(&[arguments, &["--name", name]].concat());
+        fs::write(&said, "\n").expect("written");
+        let empty = output(join().stdin(File::open(&said).expect("it is there")));
+        let why = String::from_utf8_lossy(&empty.stderr);
+        assert_eq!(empty.status.code(), Some(2), "{why}");
+        assert!(why.contains("no code of an invite could be read: the line is empty"), "{why}");
+        fs::write(&said, home.ok(&["invite", "--role", "writer"])).expect("written");
+        let joined = output(join().stdin(File::open(&said).expect("it is there")));
+        assert!(joined.status.success(), "{joined:?}");
+        assert_eq!(user.ok(&["ls", "/"]), "");
+    }
 }
 
 #[test]

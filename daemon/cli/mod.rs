@@ -23,6 +23,7 @@ mod serve;
 mod shown;
 mod standing;
 mod status;
+mod typed;
 mod verify;
 mod volumes;
 

@@ -3,7 +3,7 @@
 use super::connect::{self, Connected, label};
 use super::error::CliError;
 use super::near::Near;
-use super::{advice, log, runtime};
+use super::{advice, log, runtime, typed};
 use crate::config::{Config, KnownPeer, Network as Configured, Paths, Serve};
 use crate::founding::Author;
 use crate::host;
@@ -69,7 +69,10 @@ pub struct InviteArgs {
 
 #[derive(Args)]
 pub struct JoinArgs {
-    code: String,
+    /// What `mictlan invite` printed. Without it, or with -, it is asked for, or read from standard
+    /// input: an argument is seen by every user of this machine while it runs (ps), and kept by
+    /// shells
+    code: Option<String>,
     /// The name to be known by; by default this machine's.
     #[arg(long)]
     name: Option<String>,
@@ -219,7 +222,7 @@ pub fn join(args: JoinArgs) -> Result<ExitCode, CliError> {
 }
 
 async fn run_join(args: JoinArgs) -> Result<ExitCode, CliError> {
-    let invite = Invite::parse(&args.code)?;
+    let invite = Invite::parse(&typed::code(args.code.as_deref())?)?;
     let paths = Paths::of_process()?;
     let mut config = Config::load(&paths.config_file())?;
     let storage = invite.role == Role::Storage;
