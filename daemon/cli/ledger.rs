@@ -9,6 +9,7 @@
 //! | 1 | something is wrong; each finding is printed with its code |
 //! | 5 | the ledger could not be read to its end; nothing is said of it |
 
+use super::typed;
 use crate::ledger::fetch::{self, Fetch};
 use crate::ledger::{Ledger, LedgerError};
 use bytes::Bytes;
@@ -88,7 +89,7 @@ pub enum LedgerCliError {
     Ledger(#[from] LedgerError),
     #[error("nothing was written: {0:?} is not a topic; a topic is like 'inventory' or 'build-7'")]
     Topic(String),
-    #[error("nothing was written: the argument is not JSON: {0}")]
+    #[error("nothing was written: the argument is not JSON that a note can hold: {0}")]
     Json(serde_json::Error),
     #[error("nothing was written: {0}")]
     Record(#[from] RecordError),
@@ -369,7 +370,7 @@ where
 {
     let topic = Label::parse(&args.topic);
     let topic = topic.ok_or_else(|| LedgerCliError::Topic(args.topic.clone()))?;
-    let data = serde_json::from_str(&args.data).map_err(LedgerCliError::Json)?;
+    let data = typed::json(&args.data).map_err(LedgerCliError::Json)?;
     let seen = ledger.newest().await?;
     let roster = seen.roster().ok_or(LedgerCliError::NoActor)?;
     let actor = roster.owner_of(&principal.id()).cloned().ok_or(LedgerCliError::NoActor)?;

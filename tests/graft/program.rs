@@ -130,6 +130,7 @@ async fn what_cannot_be_a_note_is_refused_before_anything_is_sent() {
     for (topic, data, who, what) in [
         ("No Topic", "1", &dora, "is not a topic"),
         ("x", "{", &dora, "is not JSON"),
+        ("x", r#"[{"a":1,"a":2}]"#, &dora, r#"the key "a" stands twice at line 1 column"#),
         ("x", "1.5", &dora, "nothing was written"),
         ("x", "1", &stranger, "no actor"),
     ] {
