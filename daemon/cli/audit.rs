@@ -62,7 +62,8 @@ async fn on(connected: &connect::Connected, verb: &LedgerVerb) -> Result<ExitCod
         LedgerVerb::Verify { args, .. } => {
             let log = Ledger::open(connected.id, &state, fetch.clone())?;
             let remembered = Remembered::of(args, &log).await?;
-            Ok(ledger::verify(args, connected.id, fetch, remembered, &mut out).await?)
+            let each = fetch::from_each(&connected.network);
+            Ok(ledger::verify(args, connected.id, fetch, &each, remembered, &mut out).await?)
         }
         LedgerVerb::Append { args, .. } => {
             let log = Ledger::open(connected.id, &state, fetch)?;

@@ -6,10 +6,11 @@
 //! | exit code of verify | means |
 //! | --- | --- |
 //! | 0 | every record, link, signature and checkpoint is right |
-//! | 1 | something is wrong; each finding is printed with its code |
+//! | 1 | something is wrong, or missing in a copy; each finding is printed with its code |
 //! | 5 | the ledger could not be read to its end; nothing is said of it |
 
-use super::typed;
+use super::whose::{self, Given};
+use super::{copy, typed};
 use crate::ledger::fetch::{self, Fetch};
 use crate::ledger::{Ledger, LedgerError};
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use mictlan::cluster::refusal::Refusal;
 use mictlan::cluster::state::{Outcome, Submission};
-use mictlan::id::{Label, NetworkId, Position, TimeMs};
+use mictlan::id::{Label, NetworkId, PeerId, Position, TimeMs};
 use mictlan::ledger::checkpoint::{self, Checkpoint, CheckpointError};
 use mictlan::ledger::record::body::Note;
 use mictlan::ledger::record::{Body, Proposal, RecordError, Ulid, record_message};
@@ -53,7 +54,7 @@ pub struct VerifyArgs {
     #[arg(long)]
     pub json: bool,
     /// Verify a copy of the static tree in this directory, also an older one, instead of asking
-    /// peers for all of it
+    /// peers for all of it; each file of its records/ and each tile as well
     #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
 }
@@ -141,6 +142,7 @@ pub fn code(fault: &Fault) -> &'static str {
         Fault::Root { .. } => "root",
         Fault::Rewritten { .. } => "rewritten",
         Fault::Truncated(_) => "truncated",
+        Fault::Copy(_) => "copy",
     }
 }
 
@@ -177,19 +179,45 @@ impl Remembered {
 }
 
 /// Reads the whole log and checks everything that can be checked without a volume's keys;
-/// `network` is who this machine trusts.
+/// `network` is who this machine trusts, `each` are the peers alone, who are asked when something is
+/// wrong.
 pub async fn verify(
     args: &VerifyArgs,
     network: NetworkId,
     fetch: Fetch,
+    each: &[(PeerId, Fetch)],
     remembered: Option<Remembered>,
     out: &mut (dyn Write + Send),
 ) -> Result<ExitCode, LedgerCliError> {
-    let fetch = args.from.clone().map_or(fetch, fetch::from_dir);
     let with = remembered.as_ref().map(|remembered| &remembered.with);
-    let (report, _) = read_and_check(network, fetch, with, args.json, None).await?;
-    print(&report, args.json, remembered.map(|remembered| remembered.known), out)?;
-    Ok(if is_good(&report) { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let known = remembered.as_ref().map(|remembered| remembered.known);
+    let Some(dir) = args.from.clone() else {
+        let (report, _) = read_and_check(network, fetch, with, args.json, None).await?;
+        let beside = match is_good(&report) {
+            true => Beside::default(),
+            false => Beside { given: whose::ask(network, each, with).await, ..Beside::default() },
+        };
+        print(&report, args.json, known, &beside, out)?;
+        return Ok(exit(&report));
+    };
+    let fetch = fetch::from_dir(dir.clone());
+    let size = size_of(&first(&fetch, vec![CHECKPOINT.to_owned()]).await?)?;
+    let looked = tokio::task::spawn_blocking(move || copy::look(&dir, size)).await?;
+    let looked = looked.map_err(|why| {
+        let (path, why) = ("a file of the copy".to_owned(), why.to_string());
+        LedgerCliError::Unreadable { path, why }
+    })?;
+    let whole = Some(looked.bundles);
+    let (mut report, _) = read_so_far(network, fetch, with, args.json, None, whole).await?;
+    report.findings.extend(looked.findings);
+    report.findings.sort_by_key(|finding| finding.index);
+    let beside = Beside { absent: looked.absent, ..Beside::default() };
+    print(&report, args.json, known, &beside, out)?;
+    Ok(exit(&report))
+}
+
+fn exit(report: &Report) -> ExitCode {
+    if is_good(report) { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 /// How many records a note speaks of.
@@ -209,6 +237,18 @@ pub async fn read_and_check(
     quiet: bool,
     claims: Option<Claims>,
 ) -> Result<(Report, Option<Claims>), LedgerCliError> {
+    read_so_far(network, fetch, remembered, quiet, claims, None).await
+}
+
+/// The same of a log of which these bundles alone can be read, `None` being all: then it ends there.
+async fn read_so_far(
+    network: NetworkId,
+    fetch: Fetch,
+    remembered: Option<&Checkpoint>,
+    quiet: bool,
+    claims: Option<Claims>,
+    bundles: Option<u64>,
+) -> Result<(Report, Option<Claims>), LedgerCliError> {
     let note = first(&fetch, vec![CHECKPOINT.to_owned()]).await?;
     let mut verifier = Verifier::new(Some(network));
     let size = verifier.expect_note(&note)?;
@@ -221,7 +261,7 @@ pub async fn read_and_check(
         let bar = bar.clone();
         tokio::task::spawn_blocking(move || check(verifier, batches, claims, &bar))
     };
-    let read = read(&fetch, size, send).await;
+    let read = read(&fetch, size, bundles.unwrap_or(u64::MAX), send).await;
     let checked = checking.await?;
     bar.finish_and_clear();
     read?;
@@ -247,14 +287,20 @@ pub fn progress(size: u64, quiet: bool) -> ProgressBar {
 /// Records of some bundles.
 type Batch = Vec<(TileId, Bytes)>;
 
-async fn read(fetch: &Fetch, size: u64, send: mpsc::Sender<Batch>) -> Result<(), LedgerCliError> {
+async fn read(
+    fetch: &Fetch,
+    size: u64,
+    bundles: u64,
+    send: mpsc::Sender<Batch>,
+) -> Result<(), LedgerCliError> {
     let bundle = |index: u64| async move {
         let id = TileId::bundle(index * WIDTH, size);
         let full = TileId { width: WIDTH as u16, ..id };
         let bytes = first(fetch, vec![id.path(), full.path()]).await?;
         Ok::<_, LedgerCliError>((id, bytes))
     };
-    let bundles = stream::iter(0..size.div_ceil(WIDTH)).map(bundle).buffered(AHEAD);
+    let end = size.div_ceil(WIDTH).min(bundles);
+    let bundles = stream::iter(0..end).map(bundle).buffered(AHEAD);
     let mut batches = std::pin::pin!(bundles.chunks(BATCH));
     while let Some(batch) = batches.next().await {
         let batch = batch.into_iter().collect::<Result<Batch, _>>()?;
@@ -322,18 +368,38 @@ pub fn to_json(report: &Report) -> serde_json::Value {
     })
 }
 
+/// What is said beside the report itself.
+#[derive(Default)]
+pub struct Beside {
+    /// Parts of the tree that a copy does not have.
+    pub absent: Vec<&'static str>,
+    /// What each peer alone gave, when something is wrong.
+    pub given: Vec<Given>,
+}
+
 /// `known`: of how many records this machine verified before; it was compared with them.
 pub fn print(
     report: &Report,
     as_json: bool,
     known: Option<u64>,
+    beside: &Beside,
     out: &mut (dyn Write + Send),
 ) -> std::io::Result<()> {
     if as_json {
         let mut said = to_json(report);
         said["known"] = json!(known);
+        said["not_checked"] = json!(beside.absent);
+        said["peers"] = beside.given.iter().map(Given::to_json).collect();
         return writeln!(out, "{said}");
     }
+    said(report, known, out)?;
+    for absent in &beside.absent {
+        writeln!(out, "not checked: {absent}, which this copy does not have")?;
+    }
+    whose::print(&beside.given, known.is_some(), out)
+}
+
+fn said(report: &Report, known: Option<u64>, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
     let Report { size, root, findings, more, .. } = report;
     let total = findings.len() as u64 + more;
     for Finding { index, fault } in findings {

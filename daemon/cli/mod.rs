@@ -8,6 +8,7 @@ mod announce;
 mod audit;
 pub mod background;
 pub mod connect;
+mod copy;
 pub mod error;
 mod files;
 pub mod ledger;
@@ -26,6 +27,7 @@ mod status;
 mod typed;
 mod verify;
 mod volumes;
+mod whose;
 
 use clap::{Parser, Subcommand};
 use error::CliError;

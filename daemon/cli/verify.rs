@@ -14,9 +14,9 @@
 
 use super::connect::{self, Connected, label};
 use super::error::CliError;
-use super::ledger::{self, LedgerCliError};
+use super::ledger::{self, Beside, LedgerCliError};
 use super::placing::Placing;
-use super::{log, mount, runtime};
+use super::{log, mount, runtime, whose};
 use crate::ledger::{Ledger, fetch};
 use crate::volume::{FollowError, Replay, ReplayError, Replayed, Void, Wrong};
 use clap::Args;
@@ -98,11 +98,17 @@ async fn on(
     let (report, claims) = checked.await?;
     let mut out = io::stdout();
     let (Some(replay), Some(claims), true) = (replay, claims, ledger::is_good(&report)) else {
-        ledger::print(&report, args.json, known, &mut out).map_err(output)?;
+        let each = fetch::from_each(&connected.network);
+        let given = match ledger::is_good(&report) {
+            true => Vec::new(),
+            false => whose::ask(connected.id, &each, remembered.as_ref()).await,
+        };
+        let beside = Beside { given, ..Beside::default() };
+        ledger::print(&report, args.json, known, &beside, &mut out).map_err(output)?;
         return Ok(ExitCode::from(u8::from(!ledger::is_good(&report))));
     };
     if !args.json {
-        ledger::print(&report, false, known, &mut out).map_err(output)?;
+        ledger::print(&report, false, known, &Beside::default(), &mut out).map_err(output)?;
     }
     let bar = ledger::progress(report.size, args.json);
     let told = |next: Position| bar.set_position(next.0);

@@ -4,11 +4,11 @@
 //! Never: believes what it brings; `Ledger` checks every byte.
 
 use crate::link::Link;
-use crate::network::Network;
+use crate::network::{Known, Network};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use mictlan::id::PrincipalId;
+use mictlan::id::{PeerId, PrincipalId};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -90,6 +90,15 @@ pub fn from_network(network: Arc<Network>) -> Fetch {
         peers.sort_by_key(|known| !known.info.voter);
         peers.into_iter().map(|known| known.link).collect()
     })
+}
+
+/// Each of these peers alone, to find out which of them gives what.
+pub fn from_each(network: &Network) -> Vec<(PeerId, Fetch)> {
+    let one = |known: &Known| {
+        let link = known.link.clone();
+        (known.info.id, from_links(move || vec![link.clone()]))
+    };
+    network.peers().iter().map(one).collect()
 }
 
 fn ask(link: Link, path: String, silent: Arc<Silent>) -> BoxFuture<'static, Fetched> {

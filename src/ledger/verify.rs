@@ -53,6 +53,9 @@ pub enum Fault {
     Rewritten { size: u64, said: LedgerHash, found: LedgerHash },
     #[error("the log ends here, but a checkpoint of size {0} exists: records are missing")]
     Truncated(u64),
+    /// A file of a copy that is not what the bundles of records give.
+    #[error("{0}")]
+    Copy(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

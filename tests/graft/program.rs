@@ -2,10 +2,10 @@
 
 use crate::world::{Mount, Peer, peers};
 use mictlan::cluster::state::{Outcome, Submission};
-use mictlan::id::{Label, Position, TimeMs};
+use mictlan::id::{Label, PeerId, Position, TimeMs};
 use mictlan::ledger::checkpoint::Checkpoint;
 use mictlan::ledger::record::body::{Body, Principal as Registered, PublicKeys, principal_message};
-use mictlan::ledger::record::{Line, Signed};
+use mictlan::ledger::record::{Line, Signed, record_hash};
 use mictlan::seal::{Principal, Secret};
 use mictlan_daemon::cli::ledger::{AppendArgs, LedgerCliError, VerifyArgs, Wait, append, verify};
 use mictlan_tests::sample_log::{ALICE, Log, START};
@@ -17,7 +17,7 @@ async fn verified(with: Vec<Peer>, remembered: Option<Checkpoint>) -> (Value, bo
     let args = VerifyArgs { json: true, from: None };
     let mut out = Vec::new();
     let (_, fetch) = peers(with);
-    let code = verify(&args, network, fetch, remembered.map(Into::into), &mut out)
+    let code = verify(&args, network, fetch, &[], remembered.map(Into::into), &mut out)
         .await
         .expect("a verdict");
     let all: Value = serde_json::from_slice(&out).expect("one JSON object");
@@ -56,25 +56,109 @@ async fn every_fault_has_its_code_and_place() {
     assert_eq!(all["findings"][0]["code"], json!("truncated"));
 }
 
-#[tokio::test]
-async fn a_copy_on_disk_verifies_without_a_peer() {
-    let (log, dir) = (Log::sample(), tempfile::tempdir().expect("a directory"));
-    let put = |path: &str, bytes: &[u8]| {
-        let path = dir.path().join(path);
+/// The static tree of the sample in a directory, as `cp -a` of `at/300` gives it.
+struct Copied(tempfile::TempDir, Log);
+
+impl Copied {
+    fn new(with_records: bool) -> Self {
+        let copied = Self(tempfile::tempdir().expect("a directory"), Log::sample());
+        copied.put("checkpoint", copied.1.newest().as_bytes());
+        copied.1.tiles().iter().for_each(|(id, bytes)| copied.put(&id.path(), bytes));
+        if with_records {
+            let (mut sums, top) = (String::new(), "records/000/000/000");
+            for (at, line) in copied.1.lines.iter().enumerate() {
+                copied.put(&format!("{top}/{at:012}.json"), line);
+                sums += &format!("{}  {at:012}.json\n", record_hash(line));
+            }
+            copied.put(&format!("{top}/SHA256SUMS"), sums.as_bytes());
+            copied.put(&format!("{top}.ndjson"), &copied.1.lines.concat());
+        }
+        copied
+    }
+
+    fn put(&self, path: &str, bytes: &[u8]) {
+        let path = self.0.path().join(path);
         std::fs::create_dir_all(path.parent().expect("below the directory")).expect("made");
         std::fs::write(path, bytes).expect("written");
-    };
-    put("checkpoint", log.newest().as_bytes());
-    log.tiles().iter().for_each(|(id, bytes)| put(&id.path(), bytes));
-    let args = VerifyArgs { json: false, from: Some(dir.path().to_owned()) };
+    }
+
+    /// What is said of it, and whether that is good.
+    async fn verified(&self) -> (String, bool) {
+        let args = VerifyArgs { json: false, from: Some(self.0.path().to_owned()) };
+        let (_, nobody) = peers(vec![]);
+        let (mut out, network) = (Vec::new(), self.1.roster().id());
+        let code = verify(&args, network, nobody, &[], None, &mut out).await.expect("a verdict");
+        let good = format!("{code:?}") == format!("{:?}", std::process::ExitCode::SUCCESS);
+        (String::from_utf8(out).expect("text"), good)
+    }
+}
+
+#[tokio::test]
+async fn a_copy_on_disk_verifies_without_a_peer() {
+    let good = format!("good: 300 records, root {}\n", Log::sample().root());
+    assert_eq!(Copied::new(true).verified().await, (good.clone(), true));
+    let bare = Copied::new(false).verified().await;
+    let without = "not checked: records/, which this copy does not have\n";
+    assert_eq!(bare, (good + without, true));
     let (_, nobody) = peers(vec![]);
-    let mut out = Vec::new();
-    let network = log.roster().id();
-    verify(&args, network, nobody.clone(), None, &mut out).await.expect("a verdict");
-    let said = String::from_utf8(out).expect("text");
-    assert_eq!(said, format!("good: 300 records, root {}\n", log.root()));
-    let unread = verify(&VerifyArgs::default(), network, nobody, None, &mut Vec::new()).await;
+    let network = Log::sample().roster().id();
+    let unread = verify(&VerifyArgs::default(), network, nobody, &[], None, &mut Vec::new()).await;
     assert!(matches!(unread.err(), Some(LedgerCliError::Unreadable { .. })));
+}
+
+#[tokio::test]
+async fn what_was_changed_in_a_copy_or_cut_out_of_it_is_found_by_its_name() {
+    let thousand = "records/000/000/000";
+    let record = format!("{thousand}/000000000123.json");
+    let (sums, lines) = (format!("{thousand}/SHA256SUMS"), format!("{thousand}.ndjson"));
+    let paths = [&record, &sums, &lines, "tile/0/000", "tile/0/001.p/44", "tile/1/000.p/1"];
+    let bundles = ["tile/entries/000", "tile/entries/001.p/44"];
+    for path in paths.into_iter().chain(bundles) {
+        for change in ["flipped", "cut", "missing"] {
+            let copied = Copied::new(true);
+            let file = copied.0.path().join(path);
+            let mut bytes = std::fs::read(&file).expect("it is there");
+            let (middle, last) = (bytes.len() / 2, bytes.len() - 1);
+            match change {
+                "flipped" => bytes[middle] ^= 1,
+                _ => bytes.truncate(last),
+            }
+            std::fs::write(&file, bytes).expect("written");
+            if change == "missing" {
+                std::fs::remove_file(&file).expect("it was there");
+            }
+            let (said, good) = copied.verified().await;
+            assert!(!good && said.contains("BAD: "), "{path} {change}: {said}");
+            // A bundle that can be taken apart is judged record by record.
+            let by_name = said.contains(path) && said.contains("copy: record ");
+            assert!(by_name || path.contains("entries"), "{path} {change}: {said}");
+            assert!(by_name || change == "flipped", "{path} {change}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whose_bytes_are_damaged_is_said_by_name() {
+    let log = Log::sample();
+    let bad = || Peer { lies: Some("tile/entries/001".to_owned()), ..Peer::honest(&log) };
+    let one = |id, with| (PeerId(id), peers(vec![with]).1);
+    let each = [one(1, Peer::honest(&log)), one(2, bad()), one(3, Peer::honest(&log))];
+    let (_, fetch) = peers(vec![bad()]);
+    let (network, mut out) = (log.roster().id(), Vec::new());
+    let remembered = Some(log.checkpoint().into());
+    let args = VerifyArgs::default();
+    verify(&args, network, fetch, &each, remembered, &mut out).await.expect("a verdict");
+    let said = String::from_utf8(out).expect("text");
+    for part in [
+        "BAD: ",
+        "peer 1: gives a good ledger of 300 records",
+        "peer 2: gives a BAD one: ",
+        "peer 3: gives a good ledger of 300 records",
+        "what peer 1, 3 gives is whole, and it continues what was verified before; what peer 2 \
+         gives is damaged or forged",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
 }
 
 /// The sample with one more actor, who has a key file's kind of key.
