@@ -93,3 +93,34 @@ fn openssl_verifies_a_record_and_the_checkpoint() {
     );
     verify("p1.pem", &cosigned);
 }
+
+/// What `README.txt` tells to type, in a tree as a mount shows it, for several records.
+#[test]
+fn the_readme_can_be_followed_to_the_letter() {
+    let text = include_str!("../src/ledger/files/readme.txt");
+    let lines: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    let (head, rest) = lines.split_first().expect("lines for a shell");
+    assert!(head.starts_with("N=1;") && rest.len() > 10, "{head}");
+    let (log, records) = records();
+    let top = tempfile::tempdir().expect("a directory");
+    let thousand = top.path().join("records/000/000/000");
+    std::fs::create_dir_all(&thousand).expect("made");
+    shell(records.path(), &format!("cp *.json {}", thousand.display()));
+    shell(&thousand, "sha256sum *.json > SUMS; mv SUMS SHA256SUMS; cat *.json > ../000.ndjson");
+    std::fs::write(top.path().join("checkpoint"), log.newest()).expect("written");
+    let network = log.roster().id().to_hex();
+    let signers: std::collections::BTreeSet<String> = [1, 2, 7, 123, 299]
+        .into_iter()
+        .map(|n| {
+            let script =
+                format!("{}\n{}\n", head.replace("N=1;", &format!("N={n};")), rest.join("\n"));
+            let said = shell(top.path(), &format!("{script}echo by $ACTOR; rm -r $T"));
+            let words: Vec<&str> = said.split_whitespace().collect();
+            assert_eq!(words[0], words[2], "the hash of the one before, and what {n} names");
+            assert!(said.contains("Signature Verified Successfully"), "record {n}: {said}");
+            assert!(said.contains(&network) && said.contains(&network[..16]), "{said}");
+            words.last().expect("a name").to_string()
+        })
+        .collect();
+    assert!(signers.contains("alice") && signers.len() > 1, "{signers:?}");
+}
