@@ -4,6 +4,7 @@
 use mictlan_tests::harness::{Home, alive, output, wait_until};
 use mictlan_tests::three::files;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -113,10 +114,12 @@ fn interrupted(home: &Home, arguments: &[&str]) -> String {
 fn an_interrupted_verb_says_what_it_left_and_how_to_go_on() {
     let home = Home::new();
     let tree = home.empty("tree");
-    // Longer than any test waits, and without a byte on the disk.
-    let endless = 1 << 40;
-    let hole = |path: &Path| fs::File::create(path).and_then(|file| file.set_len(endless));
-    hole(&tree.join("hole")).expect("a hole");
+    // Much longer than it takes to hear a signal.
+    let zeros = |path: &Path, mib: usize| {
+        let mut file = fs::File::create(path).expect("made");
+        (0..mib).for_each(|_| file.write_all(&[0; 1 << 20]).expect("written"));
+    };
+    zeros(&tree.join("long"), 512);
     let whole = "interrupted; what was put before is whole and committed";
     let words = interrupted(&home, &["put", text(&tree), "/"]);
     assert!(words.contains(whole) && words.contains("the same again puts all"), "{words}");
@@ -124,12 +127,12 @@ fn an_interrupted_verb_says_what_it_left_and_how_to_go_on() {
     assert!(words.contains(whole) && words.contains("mictlan rm -r /new"), "{words}");
 
     let dir = home.mount("mnt");
-    hole(&dir.join("hole")).expect("a hole");
+    zeros(&dir.join("long"), 512);
     home.unmount(&dir);
     let out = home.empty("out");
-    let words = interrupted(&home, &["get", "/hole", text(&out)]);
+    let words = interrupted(&home, &["get", "/long", text(&out)]);
     assert!(words.contains("what was got before is whole"), "{words}");
     assert!(files(&out).is_empty(), "what is not whole does not stay");
-    let words = interrupted(&home, &["get", "/hole", "-"]);
+    let words = interrupted(&home, &["get", "/long", "-"]);
     assert!(words.contains("standard output does not have all of it"), "{words}");
 }

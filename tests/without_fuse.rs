@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -282,4 +282,27 @@ fn what_is_no_file_is_written_to_and_never_replaced() {
     let kind = |name: &str| fs::symlink_metadata(at(name)).expect("there").file_type();
     assert!(kind("full").is_symlink() && kind("pipe").is_fifo() && kind("dir/name").is_fifo());
     assert_eq!(fs::read_dir(at("dir")).expect("listed").count(), 1, "nothing is left beside it");
+}
+
+#[test]
+fn holes_are_neither_put_nor_got_as_bytes() {
+    let home = Home::new();
+    let (from, back) = (home.path().join("from"), home.path().join("back"));
+    let (len, at) = (3 << 30, 1_234_567_890);
+    let sparse = fs::File::create(&from).expect("made");
+    sparse.write_all_at(b"in the middle", at).expect("written");
+    sparse.set_len(len).expect("it ends in a hole");
+    home.ok(&["put", text(&from), "/sparse"]);
+    home.ok(&["get", "/sparse", text(&back)]);
+    let got = fs::File::open(&back).expect("there");
+    let meta = got.metadata().expect("known");
+    assert_eq!(meta.len(), len);
+    assert!(meta.blocks() < 1 << 10, "{} blocks of 512 bytes", meta.blocks());
+    let mut around = [1; 33];
+    got.read_exact_at(&mut around, at - 10).expect("read");
+    let middle = [&[0; 10][..], &b"in the middle"[..], &[0; 10][..]].concat();
+    assert_eq!(around[..], middle[..]);
+    let mut last = [1];
+    got.read_exact_at(&mut last, len - 1).expect("read");
+    assert_eq!(last, [0]);
 }

@@ -15,13 +15,14 @@ use clap::Args;
 use mictlan::id::Ino;
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, Inode};
-use mictlan_mount::vfs::{Attr, OpenHow, Vfs};
+use mictlan_mount::vfs::{Attr, OpenHow, Seek, Vfs};
 use rustix::fs::OFlags;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, FileTimes, Permissions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -270,21 +271,29 @@ impl Get<'_> {
         let failed = |why| CliError::Io(step.to.clone(), why);
         // Nobody else reads it before it has its own mode.
         let mut options = File::options();
-        let mut to =
-            options.write(true).create_new(true).mode(0o600).open(beside).map_err(failed)?;
+        let to = options.write(true).create_new(true).mode(0o600).open(beside).map_err(failed)?;
         let reading = Reading::open(self.open, step.attr.ino, step.from.clone()).await?;
-        let mut offset = 0;
+        // Everything before `offset` is there, or a hole; from there to `until` is data.
+        let (mut offset, mut until) = (0, 0);
         loop {
             self.interrupt.check()?;
-            let bytes = reading.at(offset).await?;
+            if offset >= until {
+                let Some(data) = reading.data_from(offset).await? else { break };
+                self.progress.moved((data.start - offset) as usize);
+                (offset, until) = (data.start, data.end);
+            }
+            let mut bytes = reading.at(offset).await?;
             if bytes.is_empty() {
                 break;
             }
-            to.write_all(&bytes).map_err(failed)?;
+            bytes.truncate((until - offset).min(BLOCK_BYTES as u64) as usize);
+            to.write_all_at(&bytes, offset).map_err(failed)?;
             offset += bytes.len() as u64;
-            self.copied.bytes += bytes.len() as u64;
             self.progress.moved(bytes.len());
         }
+        let len = reading.len().await?;
+        to.set_len(len).map_err(failed)?;
+        self.copied.bytes += len;
         reading.end().await?;
         keep(&to, &step.attr.inode).map_err(failed)
     }
@@ -316,6 +325,27 @@ impl<'a> Reading<'a> {
             FsError::Denied => CliError::NoContent { path: self.from.clone() },
             error => at(&self.from)(error),
         })
+    }
+
+    /// The next data at `offset` or behind it, up to a hole; `None` where there is none.
+    async fn data_from(&self, offset: u64) -> Result<Option<Range<u64>>, CliError> {
+        let seek = |offset, what| {
+            let volume = self.open.volume.clone();
+            volume.seek(self.ino, self.handle, offset, what)
+        };
+        let start = match seek(offset, Seek::Data).await {
+            Ok(start) => start,
+            Err(FsError::NoDevice) => return Ok(None),
+            Err(error) => return Err(at(&self.from)(error)),
+        };
+        let end = seek(start, Seek::Hole).await.map_err(at(&self.from))?;
+        Ok(Some(start..end))
+    }
+
+    async fn len(&self) -> Result<u64, CliError> {
+        let volume = self.open.volume.clone();
+        let attr = volume.getattr(self.ino, Some(self.handle)).await;
+        Ok(attr.map_err(at(&self.from))?.inode.size)
     }
 
     async fn end(self) -> Result<(), CliError> {

@@ -18,10 +18,12 @@ use mictlan::id::{Ino, Name};
 use mictlan::meta::error::FsError;
 use mictlan::meta::inode::{FileKind, MODE_MASK, Stamp};
 use mictlan_mount::vfs::{Attr, Found, Make, OpenHow, RenameHow, SetAttr, SetTime, Vfs, WriteAt};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::sync::mpsc;
@@ -140,21 +142,58 @@ struct Step {
 
 /// Where the bytes of one file come from.
 enum Content<'a> {
-    File(File, &'a Metadata),
+    File(Local, &'a Metadata),
     Pipe(mpsc::Receiver<io::Result<Bytes>>),
 }
 
+/// A local file, of which holes are not read.
+struct Local {
+    file: File,
+    /// Everything before this was read, or is a hole.
+    at: u64,
+    /// From there to here is data.
+    until: u64,
+}
+
+impl Local {
+    fn new(file: File) -> Self {
+        Self { file, at: 0, until: 0 }
+    }
+
+    /// How much is skipped, and what is behind it; `None` at the end.
+    fn next(&mut self) -> io::Result<Option<(u64, Bytes)>> {
+        let from = self.at;
+        if self.at >= self.until {
+            (self.at, self.until) = match seek(&self.file, SeekFrom::Data(from)) {
+                Ok(data) => (data, seek(&self.file, SeekFrom::Hole(data)).unwrap_or(u64::MAX)),
+                Err(Errno::NXIO) => return Ok(None),
+                // A file system that knows no holes.
+                Err(_) => (from, u64::MAX),
+            };
+        }
+        let mut block = vec![0; (self.until - self.at).min(BLOCK_BYTES as u64) as usize];
+        let n = self.file.read_at(&mut block, self.at)?;
+        block.truncate(n);
+        let skipped = self.at - from;
+        self.at += n as u64;
+        Ok((n > 0).then(|| (skipped, block.into())))
+    }
+}
+
 impl Content<'_> {
-    /// The next bytes; `None` at the end.
-    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+    /// How much is skipped, and the next bytes; `None` at the end.
+    async fn next(&mut self) -> io::Result<Option<(u64, Bytes)>> {
         match self {
-            Self::File(file, _) => {
-                let mut block = vec![0; BLOCK_BYTES];
-                let n = file.read(&mut block)?;
-                block.truncate(n);
-                Ok((n > 0).then(|| block.into()))
-            }
-            Self::Pipe(blocks) => blocks.recv().await.transpose(),
+            Self::File(local, _) => local.next(),
+            Self::Pipe(blocks) => Ok(blocks.recv().await.transpose()?.map(|bytes| (0, bytes))),
+        }
+    }
+
+    /// How long it is, also where it ends in a hole.
+    fn len(&self, read: u64) -> io::Result<u64> {
+        match self {
+            Self::File(local, _) => Ok(local.file.metadata()?.len().max(read)),
+            Self::Pipe(_) => Ok(read),
         }
     }
 
@@ -256,7 +295,7 @@ impl Put<'_> {
                 self.link(&step).await?;
             } else if meta.is_file() {
                 let from = File::open(&step.from).map_err(failed)?;
-                self.file(&step, Content::File(from, &meta)).await?;
+                self.file(&step, Content::File(Local::new(from), &meta)).await?;
             } else {
                 self.copied.skipped.push(shown(step.from.as_os_str().as_bytes()));
             }
@@ -337,15 +376,24 @@ impl Put<'_> {
         loop {
             let next = self.interrupt.unless(from.next()).await?;
             let next = next.map_err(|why| CliError::Io(step.from.clone(), why))?;
-            let Some(data) = next else { return Ok(()) };
+            let Some((skipped, data)) = next else { break };
+            offset += skipped;
+            self.progress.moved(skipped as usize);
             let n = data.len();
             let write = WriteAt { offset, append: false, kill_privileges: false, data };
             let written = self.open.volume.clone().write(self.open.who, ino, handle, write).await;
             written.map_err(at(&step.to))?;
             offset += n as u64;
-            self.copied.bytes += n as u64;
             self.progress.moved(n);
         }
+        let len = from.len(offset).map_err(|why| CliError::Io(step.from.clone(), why))?;
+        if len > offset {
+            let set = SetAttr { size: Some(len), ..SetAttr::default() };
+            let set = self.open.volume.clone().setattr(self.open.who, ino, Some(handle), set);
+            set.await.map_err(at(&step.to))?;
+        }
+        self.copied.bytes += len;
+        Ok(())
     }
 
     /// The finished thing gets its name; what had it is gone.
