@@ -64,6 +64,53 @@ fn sigterm_commits_everything_and_unmounts() {
 }
 
 #[test]
+fn a_closed_terminal_ends_a_mount_in_front_in_order() {
+    let home = Home::new();
+    for (name, how) in [("hangup", libc::SIGHUP), ("quit", libc::SIGQUIT)] {
+        let dir = home.adopt(home.empty(name));
+        let text = dir.to_str().expect("a plain path");
+        let mount = home.start(&["mount", "--foreground", "--json", text], "\"pid\"");
+        let mut open = File::create(dir.join(name)).expect("created");
+        open.write_all(&[7; 1000]).expect("written");
+        mictlan_tests::harness::signal(mount, libc::SIGUSR1);
+        mictlan_tests::harness::signal(mount, libc::SIGUSR2);
+        assert_eq!(home.stop(mount, how), Some(0), "{name}{}", home.log());
+        let left = fs::read_dir(&dir).expect("no mount any more, not a dead one");
+        assert_eq!(left.count(), 0, "{name}");
+        drop(open);
+        let said = home.ok(&["status"]);
+        assert!(!said.contains("[journal-waits]"), "{said}");
+        assert_eq!(home.ok(&["get", &format!("/{name}"), "-"]).into_bytes(), [7; 1000]);
+    }
+}
+
+#[test]
+fn a_mount_in_the_background_outlives_a_hangup() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let daemon = home.daemon_of(&dir);
+    for how in [libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
+        mictlan_tests::harness::signal(daemon, how);
+    }
+    fs::write(dir.join("file"), b"content").expect("it goes on");
+    home.unmount(&dir);
+    assert_eq!(home.ok(&["get", "/file", "-"]), "content");
+}
+
+#[test]
+fn a_closed_terminal_ends_a_peer_in_order() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    let address = mictlan_tests::three::addresses(1).remove(0);
+    for how in [libc::SIGHUP, libc::SIGQUIT] {
+        let peer = home.start(&["serve", "--listen", &address], "serving");
+        mictlan_tests::harness::signal(peer, libc::SIGUSR1);
+        mictlan_tests::harness::signal(peer, libc::SIGUSR2);
+        assert_eq!(home.stop(peer, how), Some(0), "{how}{}", home.log());
+    }
+}
+
+#[test]
 fn a_file_that_came_and_went_takes_nothing_else_with_it() {
     // Made, written and removed between two commits, as databases and compilers do all the time:
     // the commit in which it ends is one that everybody accepts.

@@ -22,6 +22,7 @@ mod placing;
 mod remount;
 mod serve;
 mod shown;
+mod signals;
 mod standing;
 mod status;
 mod typed;

@@ -1,12 +1,13 @@
 //! `mictlan mount`, `mount.mictlan` and `mictlan umount`.
 //!
 //! Owns: the arguments of mount(8), the mount's life from its directory's check to its end.
-//! Invariant: the mount is removed and everything committed before the process ends by SIGTERM or
-//! SIGINT; a second signal ends it at once, and the journal keeps what was not committed.
+//! Invariant: the mount is removed and everything committed before the process ends by a signal
+//! that asks for it; a second one ends it at once, and the journal keeps what was not committed.
 
 use super::connect::{self, Connected, DEFAULT_VOLUME};
 use super::error::CliError;
 use super::placing::Placing;
+use super::signals::{Ends, Hangup};
 use super::standing::{End, Standing};
 use super::{background, log, remount, runtime, standing};
 use crate::chunks::Chunks;
@@ -27,7 +28,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 
 #[derive(Args)]
@@ -39,7 +39,7 @@ pub struct MountArgs {
     /// Options as mount(8) writes them: -o ro,key=alice,memory=512M; below is what each does
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
-    /// Stay in front.
+    /// Stay in front; a hangup of the terminal then ends the mount in order.
     #[arg(short, long)]
     foreground: bool,
     /// Print one JSON object once the mount answers.
@@ -222,6 +222,8 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     let source = format!("{}:{}", connected.name, wanted.volume);
     let runtime = tokio::runtime::Handle::current();
     let grafted = Arc::new(graft(&volume, &wanted.options));
+    // From here on a signal that comes finds a mount to end.
+    let mut ends = Ends::new(if waited_for { Hangup::Ignored } else { Hangup::Ends })?;
     let mounted = session::mount(grafted, dir, &source, &wanted.options, runtime)?;
     forget_what_is_stale(&mounted, stale);
     // Dropped with the runtime.
@@ -241,7 +243,7 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     let paths = connected.paths.clone();
     let keep = standing::keep(paths, dir.to_owned(), connected.id, volume.clone());
     let standing = tokio::spawn(keep);
-    let code = until_the_end(&connected, &volume, mounted).await?;
+    let code = until_the_end(&connected, &volume, mounted, &mut ends).await?;
     standing.abort();
     standing::forget(&connected.paths, dir);
     connected.close().await;
@@ -344,9 +346,8 @@ async fn until_the_end(
     connected: &Connected,
     volume: &Arc<Volume>,
     mounted: Mounted,
+    ends: &mut Ends,
 ) -> Result<ExitCode, CliError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
     let dir = mounted.dir().to_owned();
     let mut unmounted = tokio::task::spawn_blocking(move || mounted.wait());
     let failed = async {
@@ -356,8 +357,7 @@ async fn until_the_end(
         }
     };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = ends.asked() => {}
         _ = &mut unmounted => return Ok(finish(volume).await),
         why = failed => {
             tracing::error!(%why, "this machine's peer ended; what was written is in the journal");
@@ -367,8 +367,7 @@ async fn until_the_end(
     }
     let code = tokio::select! {
         code = finish(volume) => code,
-        _ = terminate.recv() => waits(volume, "a second signal"),
-        _ = interrupt.recv() => waits(volume, "a second signal"),
+        () = ends.insisted() => waits(volume, "a second signal"),
     };
     detach(&dir);
     // The session's threads end with the mount; open files of others may keep it a while.

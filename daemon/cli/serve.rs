@@ -2,6 +2,7 @@
 
 use super::connect::{self, label};
 use super::error::CliError;
+use super::signals::{Ends, Hangup};
 use super::{advice, announce, log, near, runtime};
 use crate::config::{Config, KnownPeer, Network as Configured, PEER_PORT, Paths, Serve};
 use crate::here::Here;
@@ -16,7 +17,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Args)]
 pub struct Init {
@@ -106,6 +106,7 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     let address = serve.listen.clone().unwrap_or_default();
     tracing::info!(network = %name, peer = %PeerId(serve.id), %address, "serving");
+    let mut ends = Ends::new(Hangup::Ends)?;
     // For whoever started it and waits: one line, when it answers.
     let told = |does, words: String| match args.json {
         true => {
@@ -118,8 +119,6 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
         false => say(&words),
     };
     told("serves", format!("serving {name} at {address}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
     let announced = async {
         announce::announce(&paths, &name, &configured, &serve, &here).await;
         if serve.asks_vote
@@ -135,8 +134,7 @@ async fn run(args: ServeArgs) -> Result<ExitCode, CliError> {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = ends.asked() => {}
         () = announced => {}
         () = remember(&file, &name, serve.id, &here) => {}
         why = here.ended() => {
