@@ -95,7 +95,14 @@ fn slips_at_mount_and_umount_say_what_was_meant() {
 fn a_reader_that_has_enough_is_no_error_of_the_program() {
     let home = Home::new();
     home.ok(&["init"]);
-    for arguments in [&["status"][..], &["status", "--json"], &["peer", "ls"], &["key", "ls"]] {
+    for arguments in [
+        &["status"][..],
+        &["status", "--json"],
+        &["peer", "ls"],
+        &["key", "ls"],
+        &["completions", "bash"],
+        &["man"],
+    ] {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
         let mut command = home.command(arguments);
@@ -105,6 +112,27 @@ fn a_reader_that_has_enough_is_no_error_of_the_program() {
         let ended = child.wait_with_output().expect("a child that was started");
         let said = String::from_utf8_lossy(&ended.stderr);
         assert_eq!((ended.status.code(), &*said), (Some(141), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_be_printed_is_said_and_is_no_panic() {
+    let home = Home::new();
+    home.ok(&["init", "--listen", &addresses(1)[0]]);
+    home.start(&["serve"], "serving");
+    for (arguments, says) in [
+        (&["status"][..], "it is done, and its answer was not printed: No space left"),
+        (&["df", "--json"], "not printed: No space left"),
+        (&["completions", "zsh"], "not printed: No space left"),
+        (&["man"], "not printed: No space left"),
+        (&["invite"], "nobody has it, so nobody can use it"),
+        (&["invite", "--json"], "make another: mictlan invite"),
+    ] {
+        let full = fs::File::options().write(true).open("/dev/full").expect("a device");
+        let ended = home.command(arguments).stdout(full).output().expect("it starts");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains(says) && !said.contains("panic"), "{arguments:?}: {said}");
     }
 }
 

@@ -135,6 +135,11 @@ pub enum CliError {
          mount or put of the volume with the same key commits it"
     )]
     NotCommitted(FsError),
+    #[error(
+        "the code of the invite could not be printed ({error}): nobody has it, so nobody can use \
+         it, and it ends at {until}; make another: mictlan invite"
+    )]
+    CodeNotPrinted { error: io::Error, until: String },
     #[error("interrupted")]
     Interrupted,
     #[error(

@@ -36,14 +36,16 @@ const EXIT_CODES: [(u8, &str); 18] = [
 
 pub fn completions(shell: Shell) -> Result<ExitCode, CliError> {
     let mut command = super::Cli::command();
-    clap_complete::generate(shell, &mut command, "mictlan", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "mictlan", &mut script);
+    print!("{}", String::from_utf8_lossy(&script));
     Ok(ExitCode::SUCCESS)
 }
 
 /// One page with every verb, so that `man mictlan` can be searched for any of them.
 pub fn man() -> Result<ExitCode, CliError> {
     let page = page().map_err(CliError::Runtime)?;
-    std::io::stdout().write_all(&page).map_err(CliError::Runtime)?;
+    print!("{}", String::from_utf8_lossy(&page));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -12,6 +12,7 @@ mod copy;
 pub mod error;
 mod files;
 pub mod ledger;
+mod lines;
 mod listening;
 mod manual;
 mod members;
@@ -32,8 +33,8 @@ mod whose;
 
 use clap::{Parser, Subcommand};
 use error::CliError;
+use lines::{complain, log};
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -99,7 +100,7 @@ enum Verb {
 /// Runs the program; called as `mount.mictlan` it mounts.
 pub fn run() -> ExitCode {
     crate::host::keep_freed_memory_together();
-    end_with_a_closed_pipe();
+    lines::end_where_nothing_can_be_printed();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let done = match is_helper(&arguments) {
         true => mount::helper(arguments[1..].to_vec()),
@@ -136,46 +137,6 @@ pub fn run() -> ExitCode {
     })
 }
 
-/// As shells say it of whom SIGPIPE ended.
-const PIPE_CLOSED: u8 = 141;
-
-/// A reader that has enough, such as `head`, ends a verb as SIGPIPE would: it is no error of this
-/// program, which `println!` takes it for. Verbs print when what they did is done.
-fn end_with_a_closed_pipe() {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let said = panic.payload().downcast_ref::<String>();
-        let is_pipe = |said: &&String| {
-            said.starts_with("failed printing to stdout") && said.contains("os error 32")
-        };
-        if said.filter(is_pipe).is_some() {
-            std::process::exit(PIPE_CLOSED.into());
-        }
-        usual(panic);
-    }));
-}
-
-/// Says a line on standard error. What that is may be full or closed: then nobody can be told, and
-/// nothing else changes.
-fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Where the log goes: standard error, whose end is not this program's end. A mount's is a file on
-/// a disk that can be full just when there is something to say, a peer's may be a closed pipe.
-struct LogLines;
-
-impl Write for LogLines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let _ = std::io::stderr().write_all(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Whether it is called as mount(8) calls it: the second name is that of the type in the kernel's
 /// table, which a remount goes by.
 fn is_helper(arguments: &[OsString]) -> bool {
@@ -186,24 +147,4 @@ fn is_helper(arguments: &[OsString]) -> bool {
 /// The runtime of a command.
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)
-}
-
-/// Lines for whoever runs it: on standard error, by MICTLAN_LOG (default: warnings). The ordering
-/// engine calls its own orderly end an error, and a peer that is away a dozen things a second; fuser
-/// warns of a mount that somebody else has ended.
-fn log(default: &str) {
-    use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MICTLAN_LOG").unwrap_or_else(|_| {
-        let others = "openraft=off,fuser::mnt=error,fuser::session=error";
-        tracing_subscriber::EnvFilter::new(format!("{default},{others}"))
-    });
-    // A second start in one process (tests) keeps the first one's.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| LogLines)
-        // Told by `eprintln!`, which panics where nothing can be written.
-        .log_internal_errors(false)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
 }

@@ -21,6 +21,8 @@ use mictlan::ledger::record::body::{
 };
 use mictlan::ledger::record::{Origin, time};
 use mictlan::wire::{Answer, Failure, PeerInfo, Query};
+use serde_json::json;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -169,13 +171,16 @@ async fn make_invite(args: InviteArgs) -> Result<ExitCode, CliError> {
         let to = invite.principal().public().agreement;
         author.wrap(volume, &ring, &invite.actor(), to).await?;
     }
-    match args.json {
-        true => println!(
-            "{}",
-            serde_json::json!({ "code": invite.code().as_str(), "role": args.role, "until": time::format(until) })
-        ),
-        false => println!("{}", invite.code().as_str()),
-    }
+    let code = match args.json {
+        true => {
+            let until = time::format(until);
+            json!({ "code": invite.code().as_str(), "role": args.role, "until": until }).to_string()
+        }
+        false => invite.code().as_str().to_owned(),
+    };
+    // Not where else somebody may read it: whoever has it is let in.
+    writeln!(std::io::stdout(), "{code}")
+        .map_err(|error| CliError::CodeNotPrinted { error, until: time::format(until) })?;
     if args.listen.is_some() && connected.near.as_ref().is_some_and(|near| near.here().is_some()) {
         super::complain(
             "mictlan: nothing of this network is mounted here, so nobody is reached at that \
