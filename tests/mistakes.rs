@@ -1,8 +1,9 @@
 //! What mistakes at the verbs get, and what `status` says of a network: an error that says what happened, why, and what to type; its exit code;
 //! and nothing lost.
 
+use mictlan_tests::disk::needs_root;
 use mictlan_tests::harness::{Home, alive, output, wait_until};
-use mictlan_tests::three::{Three, addresses};
+use mictlan_tests::three::{Three, addresses, files};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -192,11 +193,37 @@ fn status_says_what_works_and_what_to_type_next() {
     for part in ["home: works", "1 of 1 answer", "home:main on "] {
         assert!(said.contains(part), "no {part:?}: {said}");
     }
+    fs::write(dir.join("file"), b"in the journal").expect("written");
     home.kill_daemon(&dir);
     let output = home.run(&["status"]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("[journal-waits]"), "{said}");
     assert_eq!(output.status.code(), Some(12), "{said}");
+}
+
+#[test]
+fn a_mount_that_nobody_wrote_to_leaves_nothing_that_waits() {
+    needs_root("a /dev/fuse that is none");
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    home.kill_daemon(&dir);
+    home.forget(&dir);
+    let said = home.ok(&["status"]);
+    assert!(said.contains("home: works") && !said.contains("journal-waits"), "{said}");
+    // The next one takes the place of the first, and the kernel refuses it.
+    let mount = home.command(&["mount", text(&dir)]);
+    let mut refused = Command::new("unshare");
+    let script = "mount --bind /dev/null /dev/fuse && exec \"$@\"";
+    refused.args(["--mount", "--propagation", "private", "sh", "-ec", script, "sh"]);
+    refused.arg(mount.get_program()).args(mount.get_args()).stdin(Stdio::null());
+    refused.envs(mount.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ended = output(&mut refused);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(6), "{said}");
+    assert!(said.contains("the kernel refused the mount"), "{said}");
+    let left = files(&home.path().join("home/state/journals"));
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(home.run(&["status"]).status.code(), Some(0));
 }
 
 #[test]

@@ -224,7 +224,15 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     let grafted = Arc::new(graft(&volume, &wanted.options));
     // From here on a signal that comes finds a mount to end.
     let mut ends = Ends::new(if waited_for { Hangup::Ignored } else { Hangup::Ends })?;
-    let mounted = session::mount(grafted, dir, &source, &wanted.options, runtime)?;
+    let mounted = match session::mount(grafted, dir, &source, &wanted.options, runtime) {
+        Ok(mounted) => mounted,
+        Err(error) => {
+            // Nobody wrote to it: nothing of it stays.
+            finish(&volume).await;
+            connected.close().await;
+            return Err(error.into());
+        }
+    };
     forget_what_is_stale(&mounted, stale);
     // Dropped with the runtime.
     let _serving = metrics.map(|listener| metrics::serve_mount(listener, volume.clone()));

@@ -11,7 +11,7 @@ use crate::http::transport::Transport;
 use crate::link::{Link, LinkError};
 use crate::network::Network;
 use crate::peer::Caller;
-use crate::volume::journal::RESERVE_BYTES;
+use crate::volume::journal::{RESERVE_BYTES, segment};
 use futures::future::join_all;
 use mictlan::id::{Label, PeerId};
 use mictlan::wire::{Answer, Failure, PeerInfo, Query, Status};
@@ -239,8 +239,11 @@ pub fn journals(paths: &Paths) -> Vec<JournalLine> {
         let bytes = below(&dir)
             .iter()
             .filter(|file| file.extension().is_some_and(|end| end == "seg"))
-            .filter_map(|file| file.metadata().ok())
-            .map(|meta| meta.len())
+            // One that cannot be read may have anything in it; one that is gone by now has nothing.
+            .map(|file| match segment::bytes_of_entries(file) {
+                Ok(bytes) => bytes,
+                Err(_) => file.metadata().map_or(0, |meta| meta.len()),
+            })
             .sum();
         let lock = std::fs::File::open(dir.join("lock")).ok()?;
         let in_use = entry_of(&lock).is_some_and(|entry| is_locked(&locks, &entry));

@@ -150,6 +150,13 @@ pub struct JournalLine {
     pub in_use: bool,
 }
 
+impl JournalLine {
+    /// A mount that ended before anybody wrote to it left nothing but a head.
+    fn waits(&self) -> bool {
+        !self.in_use && self.bytes > 0
+    }
+}
+
 #[derive(Serialize)]
 pub struct Problem {
     pub code: &'static str,
@@ -277,7 +284,7 @@ impl Report {
                 severe: false,
             });
         }
-        for journal in self.journals.iter().filter(|journal| !journal.in_use) {
+        for journal in self.journals.iter().filter(|journal| journal.waits()) {
             let JournalLine { dir, bytes, .. } = journal;
             found.push(Problem {
                 code: "journal-waits",

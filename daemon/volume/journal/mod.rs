@@ -10,7 +10,7 @@
 pub mod entry;
 mod left;
 mod room;
-mod segment;
+pub mod segment;
 
 pub use entry::{Entry, Holds, Journaled, Origin, Seq};
 pub use left::Left;

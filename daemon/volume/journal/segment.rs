@@ -17,7 +17,7 @@ use mictlan::seal::{Principal, Public};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,8 @@ const WRAP_INFO: &[u8] = b"mictlan/journal/v1";
 const TAG_BYTES: usize = 16;
 /// The wrapped form of 32 bytes is about 81 bytes; anything far above is not one.
 const WRAPPED_BYTES_MAX: usize = 1024;
+/// Longer than any head.
+const HEAD_BYTES_MAX: u64 = 4096;
 const ENTRY_BYTES_MAX: usize = 16 << 20;
 /// Room is taken in steps, where there is enough: a call for each entry would cost.
 const STEP_BYTES: u64 = 256 << 10;
@@ -159,9 +161,9 @@ pub fn read(path: &Path, key: &Principal) -> Result<Option<Read>, SegmentError> 
     let bytes = std::fs::read(path)?;
     let mut input = Reader::new(&bytes);
     let Ok((about, first, wrapped)) = read_head(&mut input) else {
-        return match bytes.len() < MAGIC.len() + WRAPPED_BYTES_MAX && bytes.len() < 4096 {
-            true if bytes.starts_with(MAGIC) || bytes.is_empty() => Ok(None),
-            _ => Err(DecodeError::Unknown("journal head").into()),
+        return match is_cut(&bytes) {
+            true => Ok(None),
+            false => Err(DecodeError::Unknown("journal head").into()),
         };
     };
     let secret = seal::unwrap(key, WRAP_INFO, wrapped)?;
@@ -176,6 +178,26 @@ pub fn read(path: &Path, key: &Principal) -> Result<Option<Read>, SegmentError> 
         unread = input.rest().len() as u64;
     }
     Ok(Some((about, first, entries, unread)))
+}
+
+/// How many bytes stand behind a file's head: what a mount wrote down. Of a head that none of ours
+/// is, all are counted.
+pub fn bytes_of_entries(path: &Path) -> io::Result<u64> {
+    let all = path.metadata()?.len();
+    let mut start = Vec::new();
+    File::open(path)?.take(HEAD_BYTES_MAX).read_to_end(&mut start)?;
+    let mut input = Reader::new(&start);
+    Ok(match read_head(&mut input) {
+        Ok(_) => all.saturating_sub((start.len() - input.rest().len()) as u64),
+        Err(_) if is_cut(&start) => 0,
+        Err(_) => all,
+    })
+}
+
+/// Whether a file ends in the midst of its head.
+fn is_cut(bytes: &[u8]) -> bool {
+    let short = bytes.len() < MAGIC.len() + WRAPPED_BYTES_MAX;
+    short && (bytes.starts_with(MAGIC) || bytes.is_empty())
 }
 
 fn read_head<'a>(input: &mut Reader<'a>) -> Result<(About, Seq, &'a [u8]), DecodeError> {
