@@ -66,13 +66,16 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotADirectory(dir.into()));
     }
     let dir = dir.canonicalize().map_err(|error| MountError::Directory(dir.into(), error))?;
-    if mounted_type(&dir).is_some_and(|kind| kind.starts_with("fuse")) {
+    let in_use = || mounted_type(&dir).is_some_and(|kind| kind.starts_with("fuse"));
+    if in_use() {
         return Err(MountError::AlreadyMounted(dir));
     }
     let mut entries =
         std::fs::read_dir(&dir).map_err(|error| MountError::Directory(dir.clone(), error))?;
     if entries.next().is_some() {
-        return Err(MountError::NotEmpty(dir));
+        // What is in it may be of a mount that came just now.
+        let why = if in_use() { MountError::AlreadyMounted } else { MountError::NotEmpty };
+        return Err(why(dir));
     }
     Ok(dir)
 }
@@ -158,7 +161,8 @@ pub struct Mounted {
 }
 
 /// Mounts `vfs` on `dir` (from `prepare`), shown as `source` in the mount table. When this returns,
-/// the kernel's first request has been answered.
+/// the kernel's first request has been answered. What has been mounted there since `prepare` stays
+/// alone there; whoever mounts at the same time, as root may, is kept away by the caller.
 pub fn mount<V: Vfs>(
     vfs: Arc<V>,
     dir: &Path,
@@ -166,6 +170,9 @@ pub fn mount<V: Vfs>(
     options: &Options,
     runtime: tokio::runtime::Handle,
 ) -> Result<Mounted, MountError> {
+    if mounted_type(dir).is_some_and(|kind| kind.starts_with("fuse")) {
+        return Err(MountError::AlreadyMounted(dir.into()));
+    }
     if let Err(error) = std::fs::File::open("/dev/fuse") {
         return Err(MountError::Device(error));
     }

@@ -138,6 +138,30 @@ fn an_answer_that_cannot_be_printed_is_said_and_is_no_panic() {
 }
 
 #[test]
+fn of_two_mounts_on_one_directory_in_one_moment_one_is_refused() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    home.start(&["serve", "--listen", &addresses(1)[0]], "serving");
+    let dir = home.adopt(home.empty("mnt"));
+    let start = || {
+        let mut mount = home.command(&["mount", text(&dir)]);
+        mount.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+    };
+    let both = [start(), start()].map(|child| child.wait_with_output().expect("it ends"));
+    let mut codes = both.each_ref().map(|ended| ended.status.code());
+    codes.sort();
+    let said: String = both.iter().map(|ended| String::from_utf8_lossy(&ended.stderr)).collect();
+    assert_eq!(codes, [Some(0), Some(6)], "{said}");
+    assert!(said.contains("has a mount that works already"), "{said}");
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    let here = table.lines().filter(|line| line.split(' ').nth(4) == Some(text(&dir)));
+    assert_eq!(here.count(), 1, "{table}");
+    fs::write(dir.join("file"), b"content").expect("the one that is left works");
+    home.unmount(&dir);
+    assert_eq!(home.ok(&["get", "/file", "-"]), "content");
+}
+
+#[test]
 fn an_orderly_unmount_warns_of_nothing() {
     let home = Home::new();
     let dir = home.mount("mnt");

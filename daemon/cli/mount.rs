@@ -21,9 +21,12 @@ use mictlan::id::Label;
 use mictlan_mount::graft::Graft;
 use mictlan_mount::options::Options;
 use mictlan_mount::session::{self, INodeNo, Mounted};
+use rustix::fs::{FlockOperation, flock};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -222,6 +225,7 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
     let source = format!("{}:{}", connected.name, wanted.volume);
     let runtime = tokio::runtime::Handle::current();
     let grafted = Arc::new(graft(&volume, &wanted.options));
+    let turn = turn(&connected)?;
     // From here on a signal that comes finds a mount to end.
     let mut ends = Ends::new(if waited_for { Hangup::Ignored } else { Hangup::Ends })?;
     let mounted = match session::mount(grafted, dir, &source, &wanted.options, runtime) {
@@ -233,6 +237,7 @@ async fn serve_mount(wanted: Wanted, dir: &Path) -> Result<ExitCode, CliError> {
             return Err(error.into());
         }
     };
+    drop(turn);
     forget_what_is_stale(&mounted, stale);
     // Dropped with the runtime.
     let _serving = metrics.map(|listener| metrics::serve_mount(listener, volume.clone()));
@@ -271,6 +276,19 @@ fn graft(volume: &Arc<Volume>, options: &Options) -> Graft<Volume, LedgerTree> {
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let tree = Arc::new(LedgerTree(volume.ledger().clone()));
     Graft::new(volume.clone(), tree, options.no_ledger, owner)
+}
+
+/// One process mounts at a time: each sees what the one before it has mounted, and no two are on one
+/// directory.
+fn turn(connected: &Connected) -> Result<File, CliError> {
+    let dir = &connected.paths.state;
+    crate::store::durable::create_dir(dir, 0o700)?;
+    let path = dir.join("mounting.lock");
+    let failed = |error| CliError::Io(path.clone(), error);
+    let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+    let wait = || flock(&file, FlockOperation::LockExclusive);
+    rustix::io::retry_on_intr(wait).map_err(|error| failed(error.into()))?;
+    Ok(file)
 }
 
 /// Where a mount in the background says what it has to say.
