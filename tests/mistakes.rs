@@ -5,6 +5,8 @@ use mictlan_tests::disk::needs_root;
 use mictlan_tests::harness::{Home, alive, output, wait_until};
 use mictlan_tests::three::{Three, addresses, files};
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -159,6 +161,24 @@ fn of_two_mounts_on_one_directory_in_one_moment_one_is_refused() {
     fs::write(dir.join("file"), b"content").expect("the one that is left works");
     home.unmount(&dir);
     assert_eq!(home.ok(&["get", "/file", "-"]), "content");
+}
+
+#[test]
+fn a_mount_in_the_background_is_found_by_its_name_and_says_nothing_of_a_poll() {
+    let home = Home::new();
+    let dir = home.mount("mnt");
+    let name = fs::read_to_string(format!("/proc/{}/comm", home.daemon_of(&dir)));
+    assert_eq!(name.expect("readable"), "mictlan\n");
+    let file = fs::File::create(dir.join("file")).expect("created");
+    let mut asked = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one place, which lives as long as the call takes.
+    let ready = unsafe { libc::poll(&raw mut asked, 1, -1) };
+    assert_eq!((ready, asked.revents), (1, libc::POLLOUT));
+    let tmpfile = fs::File::options().write(true).custom_flags(libc::O_TMPFILE).open(&dir);
+    assert_eq!(tmpfile.expect_err("none").raw_os_error(), Some(libc::EOPNOTSUPP));
+    drop(file);
+    home.unmount(&dir);
+    assert!(!home.log().contains("poll"), "{}", home.log());
 }
 
 #[test]

@@ -51,6 +51,13 @@ pub fn is_waited_for() -> bool {
     std::env::var_os(WAITED_FOR).is_some()
 }
 
+/// In the second process, by its first thread: the name by which `ps`, `pgrep` and `killall` find a
+/// mount. It was started by another one, `/proc/self/exe`.
+pub fn take_name() {
+    // Where the kernel does not take it, nothing else changes.
+    let _ = rustix::thread::set_name(c"mictlan");
+}
+
 /// In the second process: a session of its own, so that the terminal's signals do not reach it.
 pub fn detach() -> std::io::Result<()> {
     rustix::process::setsid()?;

@@ -101,6 +101,9 @@ enum Verb {
 pub fn run() -> ExitCode {
     crate::host::keep_freed_memory_together();
     lines::end_where_nothing_can_be_printed();
+    if background::is_waited_for() {
+        background::take_name();
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let done = match is_helper(&arguments) {
         true => mount::helper(arguments[1..].to_vec()),
