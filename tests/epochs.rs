@@ -125,6 +125,9 @@ fn a_journal_of_the_old_epoch_is_committed_in_the_new_one() {
 fn a_removed_member_is_told_and_what_it_had_not_committed_is_kept() {
     let three = Three::start();
     let (alice, carol) = (three.user("alice"), three.user("carol"));
+    let unread = alice.path().join("unread");
+    fs::write(&unread, content(7)).expect("written");
+    alice.ok(&["put", unread.to_str().expect("a plain path"), "/unread"]);
     let dir = carol.mount("mnt");
     write_through(&dir.join("before"), b"before").expect("committed");
     remove(&three, "carol");
@@ -132,6 +135,8 @@ fn a_removed_member_is_told_and_what_it_had_not_committed_is_kept() {
         result.is_err_and(|error| error.raw_os_error() == Some(libc::EACCES))
     };
     wait_until("a write is refused for that", || denied(fs::write(dir.join("late"), b"late")));
+    let read = fs::read(dir.join("unread"));
+    assert!(denied(read.map(drop)), "what it never read is not for it either");
     let said = || String::from_utf8_lossy(&carol.run(&["status"]).stdout).into_owned();
     wait_until("status tells it", || said().contains("[removed]"));
     let daemon = carol.daemon_of(&dir);

@@ -8,8 +8,9 @@
 
 use super::Volume;
 use super::follow::Applied;
+use super::read::not_read;
 use super::state::Mode;
-use crate::chunks::{Charges, Put};
+use crate::chunks::{Charges, GetError, Put};
 use mictlan::cluster::place::Copies;
 use mictlan::file::{Cutter, Extent};
 use mictlan::id::{ChunkId, Epoch, Ino, Position};
@@ -19,6 +20,10 @@ use mictlan::meta::namespace::Op;
 use mictlan::seal::{self, Header, KeyRing, Kind};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// For what some peer may still give to a key that was removed.
+const REMOVED_WAIT: Duration = Duration::from_secs(2);
 
 /// Chunks of an older epoch, and what carries their bytes now; `None`: it was of this epoch.
 pub(super) type Moved = HashMap<ChunkId, Option<Put>>;
@@ -93,6 +98,18 @@ impl Volume {
 
     pub(super) fn is_member(&self) -> bool {
         self.removed.get().is_none()
+    }
+
+    /// For how long bytes are waited for. Peers refuse a key that may read nothing any more, and that
+    /// is what its programs are told, soon.
+    pub(super) fn patience(&self) -> Duration {
+        let deadline = self.options.deadline;
+        if self.is_member() { deadline } else { deadline.min(REMOVED_WAIT) }
+    }
+
+    /// What a program is told of a chunk that could not be had.
+    pub(super) fn unread(&self, error: &GetError) -> FsError {
+        if self.is_member() { not_read(error) } else { FsError::Denied }
     }
 
     /// What a mount that can commit nothing more answers.

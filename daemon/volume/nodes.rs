@@ -45,7 +45,7 @@ impl Volume {
         let opened = self.node_of_peers(node).await.map_err(|error| {
             tracing::error!(%error, "metadata cannot be read now; nothing was changed");
             match error {
-                NodeLost::Get(error) => super::read::not_read(&error),
+                NodeLost::Get(error) => self.unread(&error),
                 NodeLost::Another { .. } => FsError::Io,
             }
         })?;
@@ -56,7 +56,7 @@ impl Volume {
     /// `node` from any good copy, within the deadline, and past the cache.
     pub(super) async fn node_of_peers(&self, node: NodeRef) -> Result<Node, NodeLost> {
         let ring = self.ring();
-        let plaintext = self.chunks.open(&ring, node.address, self.options.deadline).await?;
+        let plaintext = self.chunks.open(&ring, node.address, self.patience()).await?;
         let another = |error| NodeLost::Another { chunk: node.address, error };
         Node::open(&node, &self.tree_keys, plaintext.to_vec()).map_err(another)
     }

@@ -128,10 +128,10 @@ impl Volume {
         let part = extent.part(range.clone());
         let want = Want::of(extent, range, reading);
         let ring = self.ring();
-        let read = self.chunks.read(&ring, extent.chunk, &want, self.options.deadline).await;
+        let read = self.chunks.read(&ring, extent.chunk, &want, self.patience()).await;
         let read = read.map_err(|error| {
             tracing::error!(%error, "data cannot be read now; another copy may come back");
-            not_read(&error)
+            self.unread(&error)
         })?;
         // The writer named the extent; a hostile one may name bytes that the chunk does not have.
         let bytes = read.ok_or_else(|| outside(extent))?;
@@ -166,7 +166,7 @@ impl Volume {
     }
 }
 
-/// What a program is told of a chunk that could not be had.
+/// What a program is told of a chunk that a member could not have.
 pub(super) fn not_read(error: &GetError) -> FsError {
     match error {
         GetError::NotInTime { .. } => FsError::TimedOut,
